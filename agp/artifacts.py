@@ -1,0 +1,105 @@
+"""What is written down: digests, writes that are whole or not there, the environment, results with their figures."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+import mlx.core as mx
+
+from agp import blas
+from agp.figures import faults
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+LIBRARIES = ("agp", "mlx", "mlx-lm", "numpy", "safetensors", "coremltools", "torch", "transformers", "peft")
+SETTINGS = ("MLX_", "AGX_", "OPENBLAS_", "OMP_", "MKL_", "VECLIB_")  # variables that change speed or numbers
+
+
+def digest(path: Path | str) -> str:
+    """sha256 of a file, or of a folder's file names and contents; symlinks count as what they point to."""
+    path = Path(path)
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted((p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file())
+    return hashlib.sha256("".join(f"{digest(p)}  {name}\n" for name, p in files).encode()).hexdigest()
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write by rename, so that a file that exists is whole, also after a power cut."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)  # mkstemp makes it private
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path | str, value: object) -> None:
+    """NaN and infinity are refused: they are not JSON, and a figure that is not a number is not a figure."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git(*args: str) -> str | None:
+    """What git says about the checkout, or None where there is no git, no checkout or no commit."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def stamp() -> dict:
+    """Where and with what a number was made."""
+    changed = git("status", "--porcelain", "--", ".", ":!results")  # a result just written is no change to the code
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changed is None else bool(changed),
+        "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "chip": mx.device_info()["device_name"],
+        "cores": os.cpu_count(),
+        "device": str(mx.default_device()),
+        "blas": blas.state,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "env": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(SETTINGS)},
+    }
+
+
+def write_results(topic: str, figures: dict[str, dict], *, folder: Path | None = None, **body) -> Path:
+    """Write results/<topic>.json: the figures, the environment and whatever `body` says of config, inputs and seeds."""
+    if wrong := [f"figure {name} {fault}" for name, figure in figures.items() for fault in faults(figure)]:
+        raise ValueError("\n".join(wrong))
+    if taken := {"topic", "figures", "environment"} & body.keys():
+        raise ValueError(f"write_results fills {sorted(taken)} itself")
+    proxy = {} if sys.platform == "darwin" else {"proxy": True}
+    path = (folder or RESULTS) / f"{topic}.json"
+    whole = {name: {**figure, **proxy} for name, figure in figures.items()}
+    write_json(path, {"topic": topic, "figures": whole, "environment": stamp(), **body})
+    return path

@@ -1,0 +1,126 @@
+"""Writes are whole or not there, digests see every byte and name, results say what, where and with what."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from agp import artifacts
+from agp.artifacts import digest, stamp, write_bytes, write_json, write_results
+
+FIGURE = {"value": 0.21, "interval": [0.2, 0.22], "goal": "<= 0.25", "command": "agp bench train"}
+
+
+def test_a_file_has_the_sha256_everyone_computes(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_folders_digest_sees_contents_names_and_places(tmp_path):
+    def folder(**files):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name, text in files.items():
+            path = root / name.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return digest(root)
+
+    first = folder(a="1", b__c="2")
+    assert first == folder(b__c="2", a="1")
+    assert len({first, folder(a="1", b__c="3"), folder(a="1", b__d="2"), folder(a="1", c="2"), folder(a="1")}) == 5
+
+
+def test_a_symlink_counts_as_its_target(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "real" / "w").write_text("weights")
+    (tmp_path / "linked" / "w").symlink_to(tmp_path / "real" / "w")
+    assert digest(tmp_path / "real") == digest(tmp_path / "linked")
+
+
+def test_a_missing_path_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        digest(tmp_path / "nothing")
+
+
+def test_a_write_replaces_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "deep" / "x.json"
+    write_json(path, {"a": 1})
+    write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 2}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    write_bytes(path, b"old")
+
+    def full(_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_number_that_is_none_is_no_json(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_stamp_says_where_and_with_what(monkeypatch):
+    monkeypatch.setenv("MLX_ENABLE_TF32", "0")
+    made = stamp()
+    assert made["env"]["MLX_ENABLE_TF32"] == "0"
+    assert made["chip"] and made["versions"]["mlx"]
+    assert json.loads(json.dumps(made)) == made
+
+
+def test_the_stamp_keeps_other_variables_to_itself(monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "x")
+    assert "SECRET_TOKEN" not in json.dumps(stamp())
+
+
+def test_results_alone_do_not_make_the_tree_dirty(tmp_path, monkeypatch):
+    git = lambda *words: subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
+    git("init")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "x.json").write_text("{}")
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path)
+    assert stamp()["dirty"] is False and stamp()["commit"] is None
+    (tmp_path / "code.py").write_text("")
+    assert stamp()["dirty"] is True
+
+
+def test_outside_a_checkout_the_stamp_knows_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path)
+    assert stamp()["dirty"] is None and stamp()["commit"] is None
+
+
+@pytest.mark.parametrize("platform, proxy", [("linux", True), ("darwin", None)])
+def test_results_say_when_they_stand_in_for_a_mac(tmp_path, monkeypatch, platform, proxy):
+    monkeypatch.setattr(sys, "platform", platform)
+    path = write_results("train", {"train.memory_ratio": FIGURE}, folder=tmp_path, seeds=[0, 1, 2])
+    made = json.loads(path.read_text())
+    assert path.name == "train.json" and made["seeds"] == [0, 1, 2] and made["environment"]["versions"]["mlx"]
+    assert made["figures"]["train.memory_ratio"].pop("proxy", None) is proxy
+    assert made["figures"] == {"train.memory_ratio": FIGURE}
+
+
+def test_every_wrong_figure_is_named_at_once_and_nothing_is_written(tmp_path):
+    wrong = {"a": {**FIGURE, "goal": "small"}, "b": {"value": float("inf")}, "c": FIGURE}
+    with pytest.raises(ValueError) as raised:
+        write_results("train", wrong, folder=tmp_path)
+    assert "figure a has the goal" in str(raised.value) and "figure b has no command" in str(raised.value)
+    assert "figure b has the value inf" in str(raised.value) and "figure c" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_body_may_not_replace_what_is_filled_in(tmp_path):
+    with pytest.raises(ValueError, match="environment"):
+        write_results("train", {}, folder=tmp_path, environment={})
