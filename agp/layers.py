@@ -1,0 +1,117 @@
+"""What the decoders share: where tokens stand, attention with given or own keys and values, gated MLP, safe roots."""
+
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.rope_utils import initialize_rope
+
+from agp.cache import KV, LayerCache
+
+
+class Place:
+    """Where a chunk of tokens stands: it ends at `end` (padding included); `pad` tokens on the left are not text."""
+
+    def __init__(self, end: int, pad: mx.array | None):
+        self.end, self.pad = end, pad
+        self._masks: dict[tuple[int, int, int | None], mx.array | str | None] = {}
+
+    def start_of(self, length: int) -> Any:
+        """Position of the first of the last `length` tokens: a number, or one for each row where rows are padded."""
+        return self.end - length if self.pad is None else self.end - length - self.pad
+
+    def mask(self, queries: int, keys: int, window: int | None) -> mx.array | str | None:
+        """For the last `queries` tokens over the last `keys`; made once for all blocks that ask alike."""
+        ask = (queries, keys, window if window is not None and keys > window else None)
+        if ask not in self._masks:
+            self._masks[ask] = self._make(*ask)
+        return self._masks[ask]
+
+    def _make(self, queries: int, keys: int, window: int | None) -> mx.array | str | None:
+        if self.pad is None and window is None:
+            return None if queries == 1 else "causal"
+        q = mx.arange(keys - queries, keys)[:, None]
+        k = mx.arange(keys)
+        mask = k <= q
+        if window is not None:
+            mask = mask & (k > q - window)
+        if self.pad is None:
+            return mask
+        text = k >= (self.pad - (self.end - keys))[:, None, None]
+        return ((mask & text) | (k == q))[:, None]  # padding attends to itself: no row is empty, nothing becomes NaN
+
+
+def tail(x: Any, last: int | None) -> Any:
+    """The last positions, all where `last` is None; nothing stays nothing."""
+    return x if last is None or x is None else x[:, max(x.shape[1] - last, 0) :]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with normed queries, keys and values and no scale. One that borrows has no k or v."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        eps: float,
+        rope: dict,
+        window: int | None,
+        owns: bool,
+        value_is_key: bool = False,
+        bias: bool = False,
+    ):
+        super().__init__()
+        self.window, self.head_dim, self.eps = window, head_dim, eps
+        self.owns, self.value_is_key = owns, value_is_key
+        self.q_proj = nn.Linear(dim, heads * head_dim, bias=bias)
+        self.o_proj = nn.Linear(heads * head_dim, dim, bias=bias)
+        self.q_norm = nn.RMSNorm(head_dim, eps=eps)
+        if owns:
+            self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias=bias)
+            if not value_is_key:
+                self.v_proj = nn.Linear(dim, kv_heads * head_dim, bias=bias)
+            self.k_norm = nn.RMSNorm(head_dim, eps=eps)
+        self.rope = initialize_rope(head_dim, rope["rope_theta"], False, rope)
+
+    def __call__(
+        self, x: mx.array, place: Place, borrowed: KV | None, cache: LayerCache | None, last: int | None
+    ) -> tuple[mx.array, KV]:
+        """Attend from the last positions of `x`; returns what was attended to as well, for others to borrow."""
+        kv = self.make(x, place, cache) if self.owns else borrowed
+        assert kv is not None, "a borrower was called without keys and values"
+        x = tail(x, last)
+        length = x.shape[1]
+        queries = self.rope(self.q_norm(self._heads(self.q_proj(x))).swapaxes(1, 2), place.start_of(length))
+        mask = place.mask(length, kv.keys.shape[2], self.window)
+        out = mx.fast.scaled_dot_product_attention(queries, kv.keys, kv.values, scale=1.0, mask=mask)
+        return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1)), kv
+
+    def make(self, x: mx.array, place: Place, cache: LayerCache | None) -> KV:
+        keys = self._heads(self.k_proj(x))
+        values = keys if self.value_is_key else self._heads(self.v_proj(x))
+        keys = self.rope(self.k_norm(keys).swapaxes(1, 2), place.start_of(x.shape[1]))
+        values = mx.fast.rms_norm(values, None, self.eps).swapaxes(1, 2)
+        return KV(keys, values) if cache is None else cache.extend(keys, values)
+
+    def _heads(self, x: mx.array) -> mx.array:
+        return x.reshape(*x.shape[:2], -1, self.head_dim)
+
+
+@partial(mx.compile, shapeless=True)
+def gelu_times(gate: mx.array, x: mx.array) -> mx.array:
+    return nn.gelu_approx(gate) * x
+
+
+@partial(mx.compile, shapeless=True)
+def soft_cap(x: mx.array, cap: mx.array) -> mx.array:
+    return mx.tanh(x / cap) * cap
+
+
+def root(x: mx.array) -> mx.array:
+    """Square root whose gradient at zero is zero: a padding row embeds as all zeros, and 0 * inf would be NaN."""
+    positive = x > 0
+    return mx.where(positive, mx.sqrt(mx.where(positive, x, 1)), 0)

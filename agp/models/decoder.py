@@ -1,0 +1,199 @@
+"""The contract that both families keep: embed, blocks from anywhere to anywhere, unembed, and one call for all three.
+
+Axes: B rows, L positions, N blocks, P per-layer width, D model width, V vocabulary; H heads, S positions held, K head width.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from agp.cache import KV, Cache, LayerCache
+from agp.layers import Place, soft_cap, tail
+from agp.sites import PARTS, Site, Visit, plain, record
+
+
+class Stream(NamedTuple):
+    """All that flows from block to block; enough to go on from, here or on another host."""
+
+    hidden: mx.array  # B L D, or B L 4 D for Gemma 3n
+    inputs: mx.array | None  # B L N P: what each block is told about the tokens themselves
+    end: int  # how many tokens there are up to the last one here, padding included
+    pad: mx.array | None  # B: how many of them on the left are padding
+    shared: dict[str, KV]  # by layer type, the keys and values that later blocks borrow
+
+
+class Output(NamedTuple):
+    logits: mx.array  # B L V
+    hidden: dict[Site, mx.array]  # only the sites asked for, B L D
+
+
+@dataclass(eq=False)
+class Run:
+    """What one block is given besides its input, and the keys and values it leaves behind."""
+
+    place: Place
+    inputs: mx.array | None  # B L P
+    borrowed: KV | None
+    cache: LayerCache | None
+    visit: Visit
+    last: int | None  # only so many positions come out
+    made: KV | None = None
+
+
+class Decoder(nn.Module):
+    """A family adds `embed_vectors`, `per_layer_inputs`, `start`, `normed` and `active`; a block is `block(x, run)`."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config = config
+        self.identity = object()  # a cache belongs to one model, or to the regimes that share its weights
+
+    def embed(
+        self,
+        tokens: mx.array | None,
+        *,
+        vectors: mx.array | None = None,
+        end: int | None = None,
+        pad: mx.array | None = None,
+    ) -> Stream:
+        """Ids, or vectors in the residual's own units, or both: then the ids only pick the per-layer inputs."""
+        if vectors is None:
+            vectors = self.embed_vectors(tokens)
+        inputs = self.per_layer_inputs(tokens, vectors)
+        return Stream(self.start(vectors), inputs, vectors.shape[1] if end is None else end, pad, {})
+
+    def blocks(
+        self,
+        stream: Stream,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        cache: Cache | None = None,
+        visit: Visit = plain,
+        last: int | None = None,
+    ) -> Stream:
+        """Run blocks start..stop. With `last`, only that many positions go on from the last producing block."""
+        config = self.config
+        until: int = config.num_layers if stop is None else stop
+        self._check_run(stream, start, until, cache, visit, last)
+        x, inputs, end, pad, shared = stream
+        shared, place = dict(shared), Place(end, pad)
+        producers = config.num_producers
+        if start >= producers:  # all keys and values are there already
+            x, inputs = tail(x, last), tail(inputs, last)
+        for i in range(start, until):
+            run = Run(
+                place,
+                inputs=None if inputs is None else inputs[:, :, i],
+                borrowed=None if i < producers else self._borrow(shared, i),
+                cache=cache.layers[i] if cache is not None and i < producers else None,
+                visit=visit,
+                last=last if i == producers - 1 else None,
+            )
+            x = tail(visit(Site(i, "block"), partial(self.layers[i], run=run), x), run.last)
+            if run.made is not None and i in config.lenders:
+                shared[config.layer_types[i]] = run.made
+            if run.last is not None:
+                inputs = tail(inputs, last)
+        return Stream(x, inputs, end, pad, shared)
+
+    def unembed(self, stream: Stream) -> mx.array:
+        return self.head(self.normed(stream.hidden))
+
+    def head(self, normed: mx.array) -> mx.array:
+        """Logits, B L V, of states that are normed already."""
+        logits = self.embed_tokens.as_linear(normed) if self.config.tie_word_embeddings else self.lm_head(normed)
+        cap = self.config.final_logit_softcapping
+        return logits if cap is None else soft_cap(logits, mx.array(cap, logits.dtype))
+
+    def __call__(
+        self,
+        tokens: mx.array | list[list[int]] | None = None,
+        *,
+        vectors: mx.array | None = None,
+        cache: Cache | None = None,
+        taps: Collection[Site] = (),
+        visit: Visit = plain,
+        pad: mx.array | list[int] | None = None,
+        last: int | None = None,
+    ) -> Output:
+        """Logits and the taps asked for. It looks at the ids, so inside mx.compile call embed, blocks and unembed."""
+        tokens = None if tokens is None else mx.array(tokens)
+        self.check_input(tokens, vectors, cache)
+        pad = None if pad is None else mx.array(pad)
+        position = 0 if cache is None else cache.position
+        if cache is not None:
+            if pad is not None and position:
+                raise ValueError("pad is given with the first tokens of a cache, not later")
+            cache.pad = pad = cache.pad if position else pad
+        length = (vectors if tokens is None else tokens).shape[1]
+        taken: dict[Site, mx.array] = {}
+        visit = record(taken, [Site(*tap) for tap in taps], then=visit) if taps else visit
+        stream = self.embed(tokens, vectors=vectors, end=position + length, pad=pad)
+        stream = self.blocks(stream, cache=cache, visit=visit, last=last)
+        return Output(self.unembed(stream), {site: self.active(site, x) for site, x in taken.items()})
+
+    def make_cache(self) -> Cache:
+        config = self.config
+        return Cache([config.window(i) for i in range(config.num_producers)], self.identity)
+
+    def _borrow(self, shared: dict[str, KV], i: int) -> KV:
+        kind = self.config.layer_types[i]
+        if kind not in shared:
+            raise ValueError(
+                f"block {i} borrows the {kind} keys and values of block {self.config.sources[i]}, which are not in the "
+                "stream; that block was skipped, or the stream was restored without `shared`"
+            )
+        return shared[kind]
+
+    def _check_run(
+        self, stream: Stream, start: int, stop: int, cache: Cache | None, visit: Visit, last: int | None
+    ) -> None:
+        config, wrong = self.config, []
+        if last is not None and last < 1:
+            wrong.append(f"last is {last}; ask for one position at least")
+        if not 0 <= start <= stop <= config.num_layers:
+            wrong.append(f"blocks {start}..{stop} are not a range within 0..{config.num_layers}")
+        sites = getattr(visit, "sites", ())
+        lacking = [s for s in sites if not 0 <= s.layer < config.num_layers or s.part not in PARTS]
+        if lacking:
+            wrong.append(
+                f"no such site: {', '.join(map(str, sorted(lacking)))}; "
+                f"blocks are 0..{config.num_layers - 1}, parts {', '.join(PARTS)}"
+            )
+        if cache is not None and cache.owner is not self.identity:
+            wrong.append("the cache was made by another model; use this model's make_cache()")
+        elif cache is not None:
+            begin = stream.end - stream.hidden.shape[1]
+            held = {i: cache.layers[i].offset for i in range(start, min(stop, config.num_producers))}
+            if off := {i: n for i, n in held.items() if n != begin}:
+                wrong.append(f"the stream starts at token {begin}, but the cache holds {off} (block: tokens)")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+    def check_input(self, tokens: mx.array | None, vectors: mx.array | None, cache: Cache | None) -> None:
+        config, wrong = self.config, []
+        if tokens is None and vectors is None:
+            raise ValueError("give tokens, vectors, or both")
+        given = vectors if tokens is None else tokens
+        if tokens is not None and tokens.ndim != 2:
+            raise ValueError(f"tokens are B L, one row a text; got shape {tokens.shape}")
+        if vectors is not None and (vectors.ndim != 3 or vectors.shape[-1] != config.hidden_size):
+            wrong.append(f"vectors are B L {config.hidden_size}; got shape {vectors.shape}")
+        elif vectors is not None and tokens is not None and vectors.shape[:2] != tokens.shape:
+            wrong.append(f"tokens {tokens.shape} and vectors {vectors.shape} differ in rows or positions")
+        if given.size == 0:
+            raise ValueError("the prompt is empty; give at least one token (tokenizers add <bos> for you)")
+        if tokens is not None and tokens.size:
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= config.vocab_size:
+                wrong.append(f"token ids go from {low} to {high}; this vocabulary is 0..{config.vocab_size - 1}")
+        end = given.shape[1] + (0 if cache is None else cache.position)
+        if end > config.max_position_embeddings:
+            wrong.append(f"{end} tokens do not fit the context of {config.max_position_embeddings}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
