@@ -80,14 +80,19 @@ def config_dict(family: str, name: str) -> dict:
     return BASE | own | GRID[family][name]
 
 
-def random_weights(model: Decoder, scale: float = 0.2) -> None:
-    """Norms near one, embeddings large, the rest such that every part of a block has a say."""
+def spread(path: str, axes: int) -> tuple[float, float]:
+    """Mean and deviation of a random weight: every part has a say, yet none so loud that rounding is blown up."""
+    if path.endswith(("q_norm.weight", "k_norm.weight")) or "layernorm" in path:
+        return 0.5, 0.1
+    if axes == 1:
+        return 1.0, 0.2
+    return 0.0, 0.4 if "embed_tokens" in path else 0.15
 
+
+def random_weights(model: Decoder) -> None:
     def draw(path: str, a: mx.array) -> mx.array:
-        noise = mx.random.normal(a.shape)
-        if a.ndim == 1:
-            return 1 + 0.2 * noise
-        return noise * (0.5 if "embed_tokens" in path else scale)
+        mean, deviation = spread(path, a.ndim)
+        return mean + deviation * mx.random.normal(a.shape)
 
     model.update(tree_map_with_path(draw, model.parameters()))
     mx.eval(model.parameters())

@@ -1,7 +1,7 @@
 """A row in a batch is the row alone, whatever pads it.
 
-Seen to fail when broken: padding left visible (`Place._make` without `text`), positions counted with the padding
-in, and without the diagonal that lets padding attend to itself (NaN).
+Seen to fail when broken: padding left visible (`Place._make` without `text`), padding that attends to nothing (without
+the diagonal), a root whose gradient at zero is infinite (`same_size` and `largest` with a plain square root).
 """
 
 import mlx.core as mx
@@ -9,6 +9,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
+from agp.layers import Place
 from export.ruler import measure
 from tests.toys import CASES, text, toy
 
@@ -38,6 +39,12 @@ def test_padding_on_the_left_changes_nothing(family, name):
         assert measure(f"cut at {cuts}", got[:1, 6:], alone).passed
         assert measure("its neighbour", got[1:], model(batch[1:]).logits).passed
     assert measure("uncached", model(padded, pad=[6]).logits[:, 6:], alone).passed
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_every_query_has_something_to_attend_to(window):
+    for queries, keys in ((9, 9), (4, 9), (1, 9)):
+        assert Place(9, mx.array([0, 5, 9])).mask(queries, keys, window).any(-1).all()
 
 
 @BOTH

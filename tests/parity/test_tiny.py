@@ -1,0 +1,32 @@
+"""The trained models, read by transformers and by us."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Gemma3nForCausalLM, Gemma4ForCausalLM
+
+import agp
+from tests.parity.reference import Pair, forward, gradients, steps
+from tests.parity.test_decoders import judge
+
+ASSETS = Path(agp.__file__).parent / "assets"
+CLASSES = {"gemma4": Gemma4ForCausalLM, "gemma3n": Gemma3nForCausalLM}
+TEXT = 'def mean(values):\n    """The arithmetic mean."""\n    return sum(values) / len(values)\n' * 4
+
+
+@cache
+def tiny_pair(family: str) -> Pair:
+    folder = ASSETS / f"tiny-{family}"
+    loaded = agp.load(folder, dtype="float32")
+    theirs = CLASSES[family].from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return Pair(theirs, loaded.model, np.array([loaded.tokenizer.encode(TEXT)]))
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_the_trained_model_is_the_same_in_transformers(family):
+    pair = tiny_pair(family)
+    assert pair.tokens.shape[1] > pair.ours.config.sliding_window  # or the window would not show
+    judge([*forward(pair), *steps(pair, (40, 41, 42)), *gradients(pair)])
