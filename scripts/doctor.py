@@ -18,6 +18,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from agp import __version__, blas
 from agp.artifacts import version
 from agp.footprint import BITS, GB, SHAPES, Shape
+from agp.memory import available, memory
 
 USABLE = 0.85  # of the working set or of free memory: the rest is the system's
 FAST = 20.0  # GFLOP/s a CPU with a real BLAS exceeds; the reference one stays near 5
@@ -43,7 +44,7 @@ def examine() -> dict:
     metal = mx.metal.is_available()
     device = mx.device_info()
     total, free = memory()
-    room = int(device["max_recommended_working_set_size"]) if metal else free or total
+    room = available()
     return {
         "agp": __version__,
         "chip": device["device_name"],
@@ -62,19 +63,6 @@ def examine() -> dict:
         "hub_cache": HF_HUB_CACHE,
         "hub_free_gb": round(disk_free(Path(HF_HUB_CACHE)) / GB, 1),
     }
-
-
-def memory() -> tuple[int, int | None]:
-    """Bytes in all and, on Linux, bytes free, within this container's limit where there is one."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if not meminfo.exists():
-        return total, None
-    free = int(meminfo.read_text().split("MemAvailable:")[1].split()[0]) * 1024
-    if limit.exists() and (text := limit.read_text().strip()) != "max":
-        used = int(limit.with_name("memory.current").read_text())
-        total, free = min(total, int(text)), min(free, int(text) - used)
-    return total, free
 
 
 def matmul_speed(size: int = 1024, seconds: float = 0.3) -> float:

@@ -1,0 +1,47 @@
+"""Read sound tensors into a model, one after another: memory holds the model and one tensor more."""
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_unflatten
+
+from agp.models.decoder import Decoder
+from agp.models.tensors import FLOATS, Tensor, finite
+from agp.quant import Packing
+
+
+def fill(model: Decoder, tensors: dict[str, Tensor], pack: dict[str, Packing], dtype: mx.Dtype | None) -> list[str]:
+    """In the order of the files; returns the names of tensors that hold NaN or infinity."""
+    arrays: list[tuple[str, mx.array]] = []
+    bad, opened, lazy = [], None, {}
+    for name in sorted(tensors, key=lambda name: (tensors[name].file, tensors[name].begin)):
+        tensor = tensors[name]
+        if tensor.file != opened:
+            opened, lazy = tensor.file, stored(tensor)
+        array = lazy.pop(tensor.name)
+        mx.eval(array)
+        if tensor.dtype in FLOATS and not finite(as_numpy(array), tensor.dtype):
+            bad.append(tensor.name)
+        if tensor.dtype in FLOATS and dtype is not None:
+            array = array.astype(dtype)
+        path = name.removesuffix(".weight")
+        if path != name and path in pack:
+            parts = mx.quantize(array, pack[path].group_size, pack[path].bits)
+            new = list(zip((name, f"{path}.scales", f"{path}.biases"), parts, strict=True))
+        else:
+            new = [(name, array)]
+        mx.eval([a for _, a in new])
+        arrays += new
+    model.update(tree_unflatten(arrays))
+    return bad
+
+
+def stored(tensor: Tensor) -> dict[str, mx.array]:
+    """All of that file, none of it read until it is evaluated."""
+    lazy = mx.load(str(tensor.file))
+    assert isinstance(lazy, dict), "safetensors files open as dictionaries"
+    return lazy
+
+
+def as_numpy(array: mx.array) -> np.ndarray:
+    """The same memory; bfloat16, which numpy lacks, as its 16 bits."""
+    return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array, copy=False)
