@@ -55,7 +55,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 def write_json(path: Path | str, value: object) -> None:
     """NaN and infinity are refused: they are not JSON, and a figure that is not a number is not a figure."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
 def version(library: str) -> str | None:

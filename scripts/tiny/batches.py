@@ -1,0 +1,103 @@
+"""Training rows as a pure function of the step: half source, half items, packed, with weights for the loss."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import sentencepiece
+
+from curricula import families, source
+from scripts.tiny.shapes import CONTEXT, Shape
+
+ROWS = 4
+PROMPT_WEIGHT = 0.1
+# Families that take longer to learn are seen more often.
+OFTEN = {"arithmetic": 3, "code_semantics": 2, "delimiter_tracking": 2, "dead_code": 2, "uncertainty_signalling": 2}
+DRAW = [family for family in families.FAMILIES for _ in range(OFTEN.get(family, 1) + 1)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    tokens: np.ndarray  # (rows, CONTEXT)
+    documents: np.ndarray  # which document each token belongs to; -1 is padding
+    weights: np.ndarray  # weight of predicting the NEXT token from here
+    is_item: np.ndarray  # the rows made of items
+
+
+class Batches:
+    def __init__(self, shape: Shape, tokenizer: Path, cache: Path):
+        self.shape = shape
+        self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
+        self.documents = self.encode_source(cache)
+        self.epoch, self.stream, self.order = -1, np.zeros(0, np.uint16), np.zeros(0, np.int64)
+
+    def encode_source(self, cache: Path) -> list[np.ndarray]:
+        """Every training module as ids, programs twice and tests once; kept on disk between runs."""
+        texts = source.training()
+        key = source.digest(
+            "".join(sorted(map(source.digest, texts.values()))) + str(self.pieces.serialized_model_proto())
+        )
+        path = cache / f"source-{key[:12]}.npz"
+        if not path.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            encoded = [np.array([2, *self.pieces.encode(t), 1], np.uint16) for _, t in sorted(texts.items())]
+            part = path.with_name(path.name + ".part.npz")
+            np.savez(part, ids=np.concatenate(encoded), sizes=np.array([len(e) for e in encoded]))
+            part.replace(path)
+        with np.load(path) as data:
+            parts = np.split(data["ids"], np.cumsum(data["sizes"])[:-1])
+        tests = [name.startswith("test/") or "/test" in name for name in sorted(texts)]
+        return [p for p, test in zip(parts, tests, strict=True) for _ in range(1 if test else 2)]
+
+    def source_row(self, number: int) -> np.ndarray:
+        per_epoch = sum(map(len, self.documents)) // CONTEXT
+        epoch, at = divmod(number, per_epoch)
+        if epoch != self.epoch:
+            rng = np.random.default_rng([self.shape.seed, epoch])
+            self.epoch = epoch
+            self.stream = np.concatenate([self.documents[i] for i in rng.permutation(len(self.documents))])
+            self.order = rng.permutation(per_epoch)  # rows of one module must not follow each other for many steps
+        at = self.order[at]
+        return self.stream[at * CONTEXT : (at + 1) * CONTEXT].astype(np.int64)
+
+    def item_ids(self, index: int, rng: Random) -> tuple[list[int], int]:
+        """The ids of an item and where its answer starts."""
+        item = families.item(rng.choice(DRAW), "pretrain", index)
+        if rng.random() < 0.5:
+            prompt, end = families.bare_prompt(item.prompt), 1
+        else:
+            prompt, end = families.chat_prompt(item.prompt), 5
+        before = [2, *self.pieces.encode(prompt)]
+        return [*before, *self.pieces.encode(item.answer), end], len(before)
+
+    def item_row(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rng = Random(f"{self.shape.seed}/{number}")
+        tokens, documents = np.zeros(CONTEXT, np.int64), np.full(CONTEXT, -1, np.int64)
+        weights = np.zeros(CONTEXT, np.float32)
+        at = 0
+        for count in range(64):
+            ids, start = self.item_ids(number * 64 + count, rng)
+            if at + len(ids) > CONTEXT:
+                break
+            end = at + len(ids)
+            tokens[at:end], documents[at:end] = ids, count
+            weights[at : end - 1] = PROMPT_WEIGHT
+            weights[at + start - 1 : end - 1] = self.shape.answer_weight
+            at = end
+        return tokens, documents, weights
+
+    def batch(self, step: int) -> Batch:
+        from_source = round(ROWS * self.shape.source_share)
+        rows = []
+        for k in range(from_source):
+            tokens = self.source_row(step * from_source + k)
+            documents = np.cumsum(tokens == 2)
+            weights = np.ones(CONTEXT, np.float32)
+            weights[-1] = 0
+            weights[:-1][documents[1:] != documents[:-1]] = 0  # nothing predicts the next document's start
+            rows.append((tokens, documents, weights))
+        items = ROWS - from_source
+        rows += [self.item_row(step * items + k) for k in range(items)]
+        tokens, documents, weights = (np.stack(x) for x in zip(*rows, strict=True))
+        return Batch(tokens, documents, weights, np.arange(ROWS) >= from_source)
