@@ -6,19 +6,11 @@ from itertools import islice
 import numpy as np
 import torch
 
+from agp.stats import bootstrap_mean, wilson
 from curricula import families, source
 
 WINDOW, STRIDE = 512, 256
 BATCH = 32
-Z = 1.959964
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share."""
-    p = right / count
-    middle = (p + Z * Z / (2 * count)) / (1 + Z * Z / count)
-    half = Z / (1 + Z * Z / count) * math.sqrt(p * (1 - p) / count + Z * Z / (4 * count * count))
-    return middle - half, middle + half
 
 
 def encoded(pieces, family: str, split: str, count: int) -> list[tuple[list[int], int]]:
@@ -95,10 +87,10 @@ def family_table(model, pieces, split: str, count: int) -> dict[str, dict]:
     for family in families.FAMILIES:
         by_block = exact_by_block(model, pieces, family, split, count)
         right = int(by_block[:, -1].sum())
-        low, high = wilson(right, count)
+        share, interval = wilson(right, count)
         table[family] = {
-            "exact": right / count,
-            "interval": [round(low, 4), round(high, 4)],
+            "exact": share,
+            "interval": [round(x, 4) for x in interval],
             "items": count,
             "first_solved_block": first_solved(by_block),
             "exact_by_block": [round(float(x), 4) for x in by_block.mean(0)],
@@ -131,13 +123,11 @@ def source_bits(model, pieces, kind: str) -> dict:
     """Bits a character over whole committed modules, with an interval from resampling modules."""
     texts = source.committed(kind)
     each = [(bits(model, pieces, text), len(text)) for text in texts.values()]
-    table = np.array(each)
-    rng = np.random.default_rng(0)
-    draws = table[rng.integers(0, len(table), (2000, len(table)))].sum(1)
-    ratio = draws[:, 0] / draws[:, 1]
+    sums, sizes = zip(*each, strict=True)
+    value, interval = bootstrap_mean(sums, 0, sizes)
     return {
-        "bits_per_char": table[:, 0].sum() / table[:, 1].sum(),
-        "interval": [round(float(x), 4) for x in np.quantile(ratio, (0.025, 0.975))],
-        "characters": int(table[:, 1].sum()),
+        "bits_per_char": value,
+        "interval": [round(x, 4) for x in interval],
+        "characters": sum(sizes),
         "modules": {name: round(b / n, 4) for name, (b, n) in zip(texts, each, strict=True)},
     }

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from mlx_lm.tokenizer_utils import load
+from transformers import AutoTokenizer
 
 from curricula import families, source
 
@@ -36,7 +38,7 @@ def pieces(folder):
 
 @pytest.fixture
 def fast(folder):
-    return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def test_ids_are_the_same_over_all_held_out_text(pieces, fast):
@@ -86,7 +88,6 @@ def test_the_chat_template_writes_the_prompt_the_models_were_trained_on(fast):
 
 
 def test_mlx_lm_reads_the_same_tokenizer(folder, fast):
-    loader = pytest.importorskip("mlx_lm.tokenizer_utils")
-    wrapped = loader.load(folder)
+    wrapped = load(folder)
     text = next(iter(source.committed("heldout").values()))[:3000]
     assert wrapped.encode(text, add_special_tokens=False) == fast.encode(text, add_special_tokens=False)
