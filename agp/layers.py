@@ -5,9 +5,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.rope_utils import initialize_rope
 
 from agp.cache import KV, LayerCache
+from agp.fused import Angles, RMSNorm, Rope, rms_norm
 
 
 class Place:
@@ -15,11 +15,12 @@ class Place:
 
     def __init__(self, end: int, pad: mx.array | None):
         self.end, self.pad = end, pad
+        self.angles: dict[tuple[str, int], Angles] = {}  # of each rope, for a number of tokens
         self._masks: dict[tuple[int, int, int | None], mx.array | str | None] = {}
 
-    def start_of(self, length: int) -> Any:
-        """Position of the first of the last `length` tokens: a number, or one for each row where rows are padded."""
-        return self.end - length if self.pad is None else self.end - length - self.pad
+    def start_of(self, length: int) -> int:
+        """Position of the first of the last `length` tokens. Padding counts: only distances matter to a rotation."""
+        return self.end - length
 
     def mask(self, queries: int, keys: int, window: int | None) -> mx.array | str | None:
         """For the last `queries` tokens over the last `keys`; made once for all blocks that ask alike."""
@@ -39,7 +40,7 @@ class Place:
         if self.pad is None:
             return mask
         text = k >= (self.pad - (self.end - keys))[:, None, None]
-        return ((mask & text) | (k == q))[:, None]  # padding attends to itself: no row is empty, nothing becomes NaN
+        return ((mask & text) | (k == q))[:, None]  # padding attends to itself: an empty row is NaN on some devices
 
 
 def tail(x: Any, last: int | None) -> Any:
@@ -69,13 +70,13 @@ class Attention(nn.Module):
         self.owns, self.value_is_key = owns, value_is_key
         self.q_proj = nn.Linear(dim, heads * head_dim, bias=bias)
         self.o_proj = nn.Linear(heads * head_dim, dim, bias=bias)
-        self.q_norm = nn.RMSNorm(head_dim, eps=eps)
+        self.q_norm = RMSNorm(head_dim, eps=eps)
         if owns:
             self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias=bias)
             if not value_is_key:
                 self.v_proj = nn.Linear(dim, kv_heads * head_dim, bias=bias)
-            self.k_norm = nn.RMSNorm(head_dim, eps=eps)
-        self.rope = initialize_rope(head_dim, rope["rope_theta"], False, rope)
+            self.k_norm = RMSNorm(head_dim, eps=eps)
+        self.rope = Rope(head_dim, rope)
 
     def __call__(
         self, x: mx.array, place: Place, borrowed: KV | None, cache: LayerCache | None, last: int | None
@@ -85,7 +86,7 @@ class Attention(nn.Module):
         assert kv is not None, "a borrower was called without keys and values"
         x = tail(x, last)
         length = x.shape[1]
-        queries = self.rope(self.q_norm(self._heads(self.q_proj(x))).swapaxes(1, 2), place.start_of(length))
+        queries = self._turn(self.q_norm(self._heads(self.q_proj(x))), place)
         mask = place.mask(length, kv.keys.shape[2], self.window)
         out = mx.fast.scaled_dot_product_attention(queries, kv.keys, kv.values, scale=1.0, mask=mask)
         return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1)), kv
@@ -93,9 +94,13 @@ class Attention(nn.Module):
     def make(self, x: mx.array, place: Place, cache: LayerCache | None) -> KV:
         keys = self._heads(self.k_proj(x))
         values = keys if self.value_is_key else self._heads(self.v_proj(x))
-        keys = self.rope(self.k_norm(keys).swapaxes(1, 2), place.start_of(x.shape[1]))
-        values = mx.fast.rms_norm(values, None, self.eps).swapaxes(1, 2)
+        keys = self._turn(self.k_norm(keys), place)
+        values = rms_norm(values, None, self.eps).swapaxes(1, 2)
         return KV(keys, values) if cache is None else cache.extend(keys, values)
+
+    def _turn(self, x: mx.array, place: Place) -> mx.array:
+        """Positions into queries or keys: B L H K in, B H L K out."""
+        return self.rope(x.swapaxes(1, 2), place.start_of(x.shape[1]), place.angles)
 
     def _heads(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:2], -1, self.head_dim)
@@ -103,12 +108,15 @@ class Attention(nn.Module):
 
 @partial(mx.compile, shapeless=True)
 def gelu_times(gate: mx.array, x: mx.array) -> mx.array:
-    return nn.gelu_approx(gate) * x
+    """The tanh form of GELU, gated; inside it, float32. The cube is spelled out: a power costs as much as the tanh."""
+    g = gate.astype(mx.float32)
+    inner = 0.7978845608028654 * (g + 0.044715 * (g * g * g))
+    return (0.5 * g * (1 + mx.tanh(inner))).astype(gate.dtype) * x
 
 
 @partial(mx.compile, shapeless=True)
 def soft_cap(x: mx.array, cap: mx.array) -> mx.array:
-    return mx.tanh(x / cap) * cap
+    return (mx.tanh(x.astype(mx.float32) / cap) * cap).astype(x.dtype)
 
 
 def root(x: mx.array) -> mx.array:

@@ -38,7 +38,7 @@ BOTH = {
     "other rope": {
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
-            "full_attention": {"rope_type": "default", "rope_theta": 9000.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 9000.0, "factor": 4.0},
         }
     },
     "biases in the attention": {"attention_bias": True},

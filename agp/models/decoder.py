@@ -1,6 +1,6 @@
 """The contract that both families keep: embed, blocks from anywhere to anywhere, unembed, and one call for all three.
 
-Axes: B rows, L positions, N blocks, P per-layer width, D model width, V vocabulary; H heads, S positions held, K head width.
+Axes: B rows, L positions, N blocks, P per-layer width, D model width, V vocabulary.
 """
 
 from collections.abc import Collection
@@ -108,7 +108,7 @@ class Decoder(nn.Module):
         """Logits, B L V, of states that are normed already."""
         logits = self.embed_tokens.as_linear(normed) if self.config.tie_word_embeddings else self.lm_head(normed)
         cap = self.config.final_logit_softcapping
-        return logits if cap is None else soft_cap(logits, mx.array(cap, logits.dtype))
+        return logits if cap is None else soft_cap(logits, mx.array(cap))
 
     def __call__(
         self,

@@ -100,9 +100,10 @@ class MLP(nn.Module):
 
 def largest(gate: mx.array, sparsity: float) -> mx.array:
     """Keep about the top share of a row that looks Gaussian: what lies above mean + z std, moved down to zero."""
-    mean = gate.mean(-1, keepdims=True)
-    std = root(mx.square(gate - mean).mean(-1, keepdims=True))
-    return mx.maximum(gate - (mean + std * NormalDist().inv_cdf(sparsity)), 0)
+    exact = gate.astype(mx.float32)
+    mean = exact.mean(-1, keepdims=True)
+    std = root(mx.square(exact - mean).mean(-1, keepdims=True))
+    return mx.maximum(exact - (mean + std * NormalDist().inv_cdf(sparsity)), 0).astype(gate.dtype)
 
 
 class AltUp(nn.Module):
@@ -234,5 +235,5 @@ class Model(Decoder):
 
 def same_size(x: mx.array, like: mx.array) -> mx.array:
     """Scale `x` to the root mean square of `like`; its own is floored, so a row of zeros stays zeros."""
-    size = mx.sqrt(mx.maximum(mx.square(x).mean(-1, keepdims=True), 1e-5))
-    return x * root(mx.square(like).mean(-1, keepdims=True)) / size
+    own, other = (mx.square(a.astype(mx.float32)).mean(-1, keepdims=True) for a in (x, like))
+    return (x * (root(other) / mx.sqrt(mx.maximum(own, 1e-5)))).astype(x.dtype)

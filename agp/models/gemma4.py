@@ -7,6 +7,7 @@ from typing import Any, Self
 import mlx.core as mx
 import mlx.nn as nn
 
+from agp.fused import RMSNorm
 from agp.layers import Attention, gelu_times, tail
 from agp.models.decoder import Decoder, Run
 from agp.models.layout import Layout
@@ -91,7 +92,7 @@ class Block(nn.Module):
         super().__init__()
         dim, eps = config.hidden_size, config.rms_norm_eps
         self.layer = layer
-        self.input_layernorm = nn.RMSNorm(dim, eps)
+        self.input_layernorm = RMSNorm(dim, eps)
         self.self_attn = Attention(
             dim=dim,
             heads=config.num_attention_heads,
@@ -104,14 +105,14 @@ class Block(nn.Module):
             value_is_key=config.attention_k_eq_v and config.window(layer) is None,
             bias=config.attention_bias,
         )
-        self.post_attention_layernorm = nn.RMSNorm(dim, eps)
-        self.pre_feedforward_layernorm = nn.RMSNorm(dim, eps)
+        self.post_attention_layernorm = RMSNorm(dim, eps)
+        self.pre_feedforward_layernorm = RMSNorm(dim, eps)
         self.mlp = MLP(dim, config.widths[layer])
-        self.post_feedforward_layernorm = nn.RMSNorm(dim, eps)
+        self.post_feedforward_layernorm = RMSNorm(dim, eps)
         if told := config.hidden_size_per_layer_input:
             self.per_layer_input_gate = nn.Linear(dim, told, bias=False)
             self.per_layer_projection = nn.Linear(told, dim, bias=False)
-            self.post_per_layer_input_norm = nn.RMSNorm(dim, eps)
+            self.post_per_layer_input_norm = RMSNorm(dim, eps)
         self.layer_scalar = mx.ones((1,))
         self.freeze(recurse=False, keys=["layer_scalar"])  # a constant of the checkpoint, not a weight
 
@@ -140,9 +141,9 @@ class Model(Decoder):
         if told:
             self.embed_tokens_per_layer = nn.Embedding(config.vocab_size_per_layer_input, config.num_layers * told)
             self.per_layer_model_projection = nn.Linear(dim, config.num_layers * told, bias=False)
-            self.per_layer_projection_norm = nn.RMSNorm(told, config.rms_norm_eps)
+            self.per_layer_projection_norm = RMSNorm(told, config.rms_norm_eps)
         self.layers = [Block(config, i) for i in range(config.num_layers)]
-        self.norm = nn.RMSNorm(dim, config.rms_norm_eps)
+        self.norm = RMSNorm(dim, config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(dim, config.vocab_size, bias=False)
 

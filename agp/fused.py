@@ -1,0 +1,86 @@
+"""Norms and rotations: one kernel each on a GPU. On a CPU MLX makes ten to twenty small ops of them, here it is three.
+
+Launching an op costs more there than running it on one position, and the angles are the same for every block. The
+numbers are those of `mx.fast`, bit for bit. What is compiled here is so for all shapes at once.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+CPU = mx.default_device() == mx.cpu
+
+Angles = tuple[mx.array, mx.array]  # cosines and sines, L K/2
+
+
+class RMSNorm(nn.RMSNorm):
+    def __call__(self, x: mx.array) -> mx.array:
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
+    if not CPU or x.shape[1] > 1:  # of many positions training would keep the steps in between
+        return mx.fast.rms_norm(x, weight, eps)
+    exact = x.astype(mx.float32)
+    total = mx.sum(exact * exact, axis=-1, keepdims=True)
+    return normed(x, total, *scalars(x.shape[-1], eps), mx.array(1, x.dtype) if weight is None else weight)
+
+
+@partial(mx.compile, shapeless=True)
+def normed(x: mx.array, total: mx.array, share: mx.array, eps: mx.array, weight: mx.array) -> mx.array:
+    return (x.astype(mx.float32) * mx.rsqrt(total * share + eps)).astype(x.dtype) * weight
+
+
+@lru_cache
+def scalars(width: int, eps: float) -> tuple[mx.array, mx.array]:
+    """As arrays, or each number would be compiled in."""
+    return mx.array(1 / width), mx.array(eps)
+
+
+class Rope:
+    """Turns queries and keys by their positions, B H L K. Ropes with the same `name` turn alike."""
+
+    def __init__(self, head_dim: int, how: Mapping[str, Any]):
+        self.name = f"{head_dim} {sorted(how.items())}"
+        self.head_dim, self.wavelengths = head_dim, wavelengths(head_dim, how)
+
+    def __call__(self, x: mx.array, start: int, known: dict[tuple[str, int], Angles]) -> mx.array:
+        """`known` holds the angles of this chunk of tokens, for all blocks."""
+        if not CPU:
+            return self.turn(x, start)
+        ask = (self.name, x.shape[2])
+        if ask not in known:
+            known[ask] = self.angles(start, x.shape[2])
+        a, b = mx.split(x, 2, axis=-1)
+        return mx.concatenate([*turned(a, b, *known[ask])], axis=-1)
+
+    def turn(self, x: mx.array, start: int) -> mx.array:
+        how = {"traditional": False, "base": None, "scale": 1.0, "offset": start, "freqs": self.wavelengths}
+        return mx.fast.rope(x, self.head_dim, **how)
+
+    def angles(self, start: int, length: int) -> Angles:
+        """What becomes of (1, 0) is (cos, sin), whichever rope this is."""
+        unit = mx.repeat(mx.array([1.0, 0.0]), self.head_dim // 2)
+        cos, sin = mx.split(self.turn(mx.broadcast_to(unit, (1, 1, length, self.head_dim)), start)[0, 0], 2, axis=-1)
+        return cos, sin
+
+
+def wavelengths(head_dim: int, how: Mapping[str, Any]) -> mx.array:
+    """Positions to a radian for each pair of a head; pairs that do not turn have infinitely many."""
+    kind, known = how.get("rope_type", "default"), ("default", "linear", "proportional")
+    if kind not in known:
+        raise ValueError(f"config.json: rope_type is {kind!r}; Gemma's are {', '.join(known)}")
+    pairs = head_dim // 2
+    turning = int(how.get("partial_rotary_factor", 1.0) * pairs) if kind == "proportional" else pairs
+    factor = 1.0 if kind == "default" else how.get("factor", 1.0)
+    found = factor * how["rope_theta"] ** (np.arange(pairs) * 2 / head_dim)
+    return mx.array(np.where(np.arange(pairs) < turning, found, np.inf), mx.float32)
+
+
+@partial(mx.compile, shapeless=True)
+def turned(a: mx.array, b: mx.array, cos: mx.array, sin: mx.array) -> Angles:
+    return (a * cos - b * sin).astype(a.dtype), (b * cos + a * sin).astype(a.dtype)

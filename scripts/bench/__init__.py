@@ -1,0 +1,24 @@
+"""Measure speed and memory, and write the figures to results/.
+
+agp bench decode      beside mlx-lm on the same weights, at three sizes
+agp bench e2b         a full-size random E2B in 4 bits: written, loaded, run
+agp bench decode --help says more
+"""
+
+import argparse
+
+from scripts.bench import decode, e2b
+
+KINDS = {"decode": decode, "e2b": e2b}
+
+
+def add_arguments(parser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{" + ",".join(KINDS) + "}")
+    for name, module in KINDS.items():
+        first, _, rest = (module.__doc__ or "").partition("\n")
+        raw = argparse.RawDescriptionHelpFormatter
+        module.add_arguments(kinds.add_parser(name, help=first, description=first, epilog=rest, formatter_class=raw))
+
+
+def run(args) -> None:
+    KINDS[args.kind].run(args)

@@ -1,0 +1,111 @@
+"""Continue a prompt: the text streams to stdout, progress and speed go to stderr.
+
+agp generate --model agp/assets/tiny-gemma4 --prompt "def mean(values):" --max-tokens 60
+git diff | agp generate --model google/gemma-4-E2B-it --chat --prompt - --temperature 0.7 --seed 3
+
+Ctrl-C ends it; what was written stays. Without --temperature the likeliest token is taken, and a seed changes nothing.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+import agp
+from agp.generate import Step, generate, make_sampler, until
+from agp.models.load import DTYPES, TABLES, Loaded
+from agp.quant import BITS
+from agp.text import Tokenizer
+
+QUIET = 2.0  # seconds of prefill before it is worth a word
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--model", required=True, metavar="PATH", help="a checkpoint folder or a Hub id")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue; - reads stdin")
+    parser.add_argument("--chat", action="store_true", help="ask it as a user, through the model's chat template")
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="at most so many (default: 256)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: 0)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from this share (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default: 0)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: as stored; float32 is the fastest on a CPU")
+    parser.add_argument("--quantize", type=int, choices=BITS, metavar="BITS", help="quantize while loading: 2 to 8")
+    parser.add_argument("--table", choices=TABLES, help="where per-layer embeddings stay (default: as memory allows)")
+
+
+def run(args) -> None:
+    sampler = make_sampler(args.temperature, args.top_p, args.seed)
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if not prompt:
+        raise ValueError("the prompt is empty; give --prompt a text, or text on stdin with --prompt -")
+    loaded = agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)
+    tokenizer = tokenizer_of(loaded)
+    tokens = tokenizer.chat([{"role": "user", "content": prompt}]) if args.chat else tokenizer.encode(prompt)
+    if mx.metal.is_available():  # keep the weights from being paged out between tokens
+        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    clock = Clock(len(tokens))
+    stop = {*tokenizer.eos_ids, *stop_ids(tokenizer, args.stop)}
+    steps = generate(
+        loaded.model, tokens, max_tokens=args.max_tokens, sampler=sampler, stop=stop, progress=clock.prefill
+    )
+    try:
+        for piece in until(tokenizer.stream(ids(clock.count(steps), stop)), args.stop):
+            print(piece, end="", flush=True)
+    finally:
+        print(f"\n{clock.report()}", file=sys.stderr)
+    print()
+
+
+def tokenizer_of(loaded: Loaded) -> Tokenizer:
+    if loaded.tokenizer is None:
+        raise ValueError(f"{loaded.path} has no tokenizer.json, so it cannot read a prompt; copy its base model's")
+    return loaded.tokenizer
+
+
+def stop_ids(tokenizer: Tokenizer, stops: Iterable[str]) -> list[int]:
+    """Stop strings that are tokens: marks such as <turn|> never show in the text."""
+    found = map(tokenizer.pieces.token_to_id, stops)
+    return [token for token in found if token is not None]
+
+
+def ids(steps: Iterable[Step], stop: Iterable[int]) -> Iterator[int]:
+    for step in steps:
+        if step.token in stop:
+            return
+        yield step.token
+
+
+@dataclass
+class Clock:
+    """Counts tokens and seconds, and says on stderr how they went."""
+
+    prompt: int
+    start: float = field(default_factory=time.perf_counter)
+    done: int = 0  # prompt tokens
+    first: float | None = None
+    last: float = 0.0
+    tokens: int = 0
+
+    def prefill(self, done: int, total: int) -> None:
+        self.done, spent = done, time.perf_counter() - self.start
+        if spent > QUIET and done < total:
+            left = spent * (total - done) / done
+            print(f"prompt: {done} of {total} tokens, {left:.0f} s left", file=sys.stderr)
+
+    def count(self, steps: Iterable[Step]) -> Iterator[Step]:
+        for step in steps:
+            self.last = time.perf_counter()
+            self.first = self.first or self.last
+            self.tokens += 1
+            yield step
+
+    def report(self) -> str:
+        peak = f"peak memory {mx.get_peak_memory() / 1e9:.2f} GB"
+        if self.first is None:
+            return f"{self.done} of {self.prompt} prompt tokens, {peak}"
+        speed = f", {(self.tokens - 1) / (self.last - self.first):.1f} tokens/s" if self.tokens > 1 else ""
+        fill = self.prompt / (self.first - self.start)
+        return f"prompt: {self.prompt} tokens, {fill:.1f} tokens/s; text: {self.tokens} tokens{speed}; {peak}"
