@@ -12,9 +12,20 @@ from scripts.tiny.shapes import CONTEXT, Shape
 
 ROWS = 4
 PROMPT_WEIGHT = 0.1
-# Families that take longer to learn are seen more often.
-OFTEN = {"arithmetic": 3, "code_semantics": 2, "delimiter_tracking": 2, "dead_code": 2, "uncertainty_signalling": 2}
-DRAW = [family for family in families.FAMILIES for _ in range(OFTEN.get(family, 1) + 1)]
+# Families that take longer to learn are seen more often, and more so from the shape's `turn` on.
+OFTEN = {"arithmetic": 4, "code_semantics": 3, "delimiter_tracking": 3, "dead_code": 3, "uncertainty_signalling": 3}
+OFTEN_LATE = {
+    "arithmetic": 8,
+    "code_semantics": 8,
+    "delimiter_tracking": 5,
+    "refusal_compliance": 5,
+    "uncertainty_signalling": 5,
+    "json_schema": 3,
+    "dead_code": 3,
+}
+DRAW, DRAW_LATE = (
+    [family for family in families.FAMILIES for _ in range(often.get(family, 2))] for often in (OFTEN, OFTEN_LATE)
+)
 
 
 @dataclass(frozen=True)
@@ -61,9 +72,9 @@ class Batches:
         at = self.order[at]
         return self.stream[at * CONTEXT : (at + 1) * CONTEXT].astype(np.int64)
 
-    def item_ids(self, index: int, rng: Random) -> tuple[list[int], int]:
+    def item_ids(self, index: int, rng: Random, draw: list[str]) -> tuple[list[int], int]:
         """The ids of an item and where its answer starts."""
-        item = families.item(rng.choice(DRAW), "pretrain", index)
+        item = families.item(rng.choice(draw), "pretrain", index)
         if rng.random() < 0.5:
             prompt, end = families.bare_prompt(item.prompt), 1
         else:
@@ -71,13 +82,13 @@ class Batches:
         before = [2, *self.pieces.encode(prompt)]
         return [*before, *self.pieces.encode(item.answer), end], len(before)
 
-    def item_row(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def item_row(self, number: int, draw: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rng = Random(f"{self.shape.seed}/{number}")
         tokens, documents = np.zeros(CONTEXT, np.int64), np.full(CONTEXT, -1, np.int64)
         weights = np.zeros(CONTEXT, np.float32)
         at = 0
         for count in range(64):
-            ids, start = self.item_ids(number * 64 + count, rng)
+            ids, start = self.item_ids(number * 64 + count, rng, draw)
             if at + len(ids) > CONTEXT:
                 break
             end = at + len(ids)
@@ -87,17 +98,23 @@ class Batches:
             at = end
         return tokens, documents, weights
 
+    def source_rows(self, step: int) -> tuple[int, int]:
+        """How many rows of source a step has, and how many all steps before it had."""
+        early, late = (round(ROWS * share) for share in (self.shape.source_share, self.shape.late_share))
+        turn = min(step, self.shape.turn)
+        return (early if step < self.shape.turn else late), turn * early + (step - turn) * late
+
     def batch(self, step: int) -> Batch:
-        from_source = round(ROWS * self.shape.source_share)
+        from_source, before = self.source_rows(step)
         rows = []
         for k in range(from_source):
-            tokens = self.source_row(step * from_source + k)
+            tokens = self.source_row(before + k)
             documents = np.cumsum(tokens == 2)
             weights = np.ones(CONTEXT, np.float32)
             weights[-1] = 0
             weights[:-1][documents[1:] != documents[:-1]] = 0  # nothing predicts the next document's start
             rows.append((tokens, documents, weights))
-        items = ROWS - from_source
-        rows += [self.item_row(step * items + k) for k in range(items)]
+        draw = DRAW if step < self.shape.turn else DRAW_LATE
+        rows += [self.item_row(step * ROWS - before + k, draw) for k in range(ROWS - from_source)]
         tokens, documents, weights = (np.stack(x) for x in zip(*rows, strict=True))
         return Batch(tokens, documents, weights, np.arange(ROWS) >= from_source)

@@ -23,17 +23,19 @@ class Shape:
     nested: tuple[int, ...] = ()  # narrower MLPs trained along
     drop: tuple[int, ...] = ()  # what the smallest regime leaves out, right after the last producer
     source_share: float = 0.5
+    late_share: float = 0.5  # of source from step `turn` on, when source is learned and the families are not
+    turn: int = 0
     seed: int = 0
     answer_weight: float = 3.0
     notes: str = field(default="", compare=False)
 
 
 SHAPES = {
-    "tiny-gemma4": Shape("gemma4"),
-    "tiny-gemma3n": Shape("gemma3n", mlp=256, nested=(192, 128), drop=(5, 6)),
+    "tiny-gemma4": Shape("gemma4", late_share=0.25, turn=3113),
+    "tiny-gemma3n": Shape("gemma3n", mlp=256, nested=(192, 128), drop=(5, 6), late_share=0.25, turn=1828),
     "tiny-gemma4-m": Shape("gemma4", hidden=256, heads=4, mlp=256, notes="size ladder, middle"),
     "tiny-gemma4-l": Shape("gemma4", hidden=384, blocks=15, heads=6, mlp=384, notes="size ladder, large"),
-    "tiny-gemma4-code": Shape("gemma4", source_share=1.0, notes="the same shape, source code only"),
+    "tiny-gemma4-code": Shape("gemma4", source_share=1.0, late_share=1.0, notes="the same shape, source code only"),
     "tiny-gemma3n-l": Shape("gemma3n", hidden=256, blocks=15, heads=4, mlp=512, nested=(384, 256), drop=(5, 6, 7)),
     "tiny-gemma4-other": Shape("gemma4", heads=3, mlp=256, per_layer=64, seed=1, source_share=0.35, answer_weight=2.0,
                                notes="a second base: other seed, mixture and width"),

@@ -9,12 +9,13 @@ import torch
 from transformers import Gemma3nForCausalLM, Gemma4ForCausalLM
 
 import agp
+from curricula import source
 from tests.parity.reference import Pair, forward, gradients, steps
 from tests.parity.test_decoders import judge
 
 ASSETS = Path(agp.__file__).parent / "assets"
 CLASSES = {"gemma4": Gemma4ForCausalLM, "gemma3n": Gemma3nForCausalLM}
-TEXT = 'def mean(values):\n    """The arithmetic mean."""\n    return sum(values) / len(values)\n' * 4
+TOKENS = 96
 
 
 @cache
@@ -22,7 +23,8 @@ def tiny_pair(family: str) -> Pair:
     folder = ASSETS / f"tiny-{family}"
     loaded = agp.load(folder, dtype="float32")
     theirs = CLASSES[family].from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    return Pair(theirs, loaded.model, np.array([loaded.tokenizer.encode(TEXT)]))
+    text = next(iter(source.committed("heldout").values()))  # unseen, so that the loss is one, and its gradient
+    return Pair(theirs, loaded.model, np.array([loaded.tokenizer.encode(text)[:TOKENS]]))
 
 
 @pytest.mark.parametrize("family", CLASSES)
