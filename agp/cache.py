@@ -43,14 +43,21 @@ class LayerCache:
             raise ValueError("the cache is empty; run the prompt through the model first")
         return KV(*(a[:, :, self._start : self._end] for a in self._buffer))
 
-    def trim(self, count: int) -> None:
-        """Forget the newest `count` tokens. A sliding cache can go back only while its window stays whole."""
+    def can_trim(self, count: int) -> bool:
+        """A sliding cache can go back only while its window stays whole."""
         left = self.offset - count
         needed = 0 if self.window is None else max(0, left - self.window + 1)
-        if left < 0 or self.offset - self._end > needed:
+        return left == 0 or (left > 0 and self.offset - self._end <= needed)
+
+    def trim(self, count: int) -> None:
+        if not self.can_trim(count):
             raise ValueError(f"cannot forget {count} of {self.offset} tokens: the buffer holds {self._end} of them")
-        self._end, self.offset = self._end - count, left
-        self._start = max(0, needed - (left - self._end))
+        if count == self.offset:
+            self.offset = self._start = self._end = 0
+            return
+        self._end, self.offset = self._end - count, self.offset - count
+        needed = 0 if self.window is None else max(0, self.offset - self.window + 1)
+        self._start = max(0, needed - (self.offset - self._end))
 
     def _replace(self, keys: mx.array, values: mx.array) -> KV:
         """A chunk longer than the room: attend over all of it, keep no more than the window."""
@@ -94,9 +101,20 @@ class Cache:
     def position(self) -> int:
         return self.layers[0].offset
 
+    @property
+    def rows(self) -> int | None:
+        return self.arrays[0].shape[0] if self.position else None
+
     def trim(self, count: int) -> None:
+        """Forget the newest `count` tokens, in all layers or, where one cannot go back so far, in none."""
+        if type(count) is not int or not 0 <= count <= self.position:
+            raise ValueError(f"cannot forget {count!r} tokens; the cache holds {self.position}")
+        if stuck := [i for i, layer in enumerate(self.layers) if not layer.can_trim(count)]:
+            raise ValueError(f"cannot forget {count} tokens: the windows of blocks {stuck} have moved on")
         for layer in self.layers:
             layer.trim(count)
+        if not self.position:
+            self.pad = None
 
     @property
     def arrays(self) -> list[mx.array]:

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from agp.artifacts import write_json
+from agp.models import gemma3n
 from agp.models.gemma3n import Config
-from agp.regimes import Narrow, Nested
+from agp.regimes import Narrow, Nested, Regime, nested
 
 TEXT_FILES = (
     "tokenizer.json",
@@ -17,31 +20,41 @@ TEXT_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "generation_config.json",
 )
+MARKS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ROWS = 4096  # of the per-layer table read at a time
 
 
-def carve(model: Nested, folder: str | Path, source: str | Path | None = None) -> Path:
-    """Write `model` to `folder`, which must not exist; `source` is where its tokenizer is copied from."""
-    folder = Path(folder)
+def carve(model: gemma3n.Model, folder: str | Path, source: str | Path | None = None) -> Path:
+    """Write `model` to `folder`, which must not exist; tokenizer and marks come from `source`, a checkpoint."""
+    folder, whole = Path(folder), model if isinstance(model, Nested) else nested(model, Regime())
     if folder.exists():
         raise ValueError(f"{folder} exists already; carve into a new folder")
-    if odd := [path for path, m in model.named_modules() if isinstance(m, nn.QuantizedLinear)]:
+    if source is not None and not (Path(source) / "config.json").is_file():
+        raise ValueError(f"{source} is no checkpoint to take the tokenizer from: it has no config.json")
+    packed = (nn.QuantizedLinear, nn.QuantizedEmbedding)
+    if odd := [path for path, m in whole.named_modules() if isinstance(m, packed)]:
         raise ValueError(f"{len(odd)} layers are quantized ({odd[0]}, ...); load the model unquantized to carve it")
-    part = folder.with_name(folder.name + ".part")
-    part.mkdir(parents=True)
-    try:
-        weights = {f"model.{name}": mx.contiguous(value) for name, value in tensors(model).items()}
-        mx.save_safetensors(str(part / "model.safetensors"), weights, {"format": "pt"})
-        dtype = str(model.norm.weight.dtype).removeprefix("mlx.core.")
-        (part / "config.json").write_text(json.dumps(config_dict(model.config) | {"dtype": dtype}, indent=2))
-        for name in TEXT_FILES:
-            if source is not None and (Path(source) / name).exists():
-                shutil.copyfile(Path(source) / name, part / name)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as part:
+        write(whole, Path(part) / folder.name, source)
+        (Path(part) / folder.name).rename(folder)
     return folder
+
+
+def write(model: Nested, folder: Path, source: str | Path | None) -> None:
+    folder.mkdir()
+    weights = {f"model.{name}": mx.contiguous(value) for name, value in tensors(model).items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
+    config = config_dict(model.config) | {"dtype": str(model.norm.weight.dtype).removeprefix("mlx.core.")}
+    if source is not None:
+        given = json.loads((Path(source) / "config.json").read_text())
+        config |= {mark: given[mark] for mark in MARKS if mark in given}
+        for name in TEXT_FILES:
+            if (Path(source) / name).exists():
+                shutil.copyfile(Path(source) / name, folder / name)
+    write_json(folder / "config.json", config)
 
 
 def tensors(model: Nested) -> dict[str, mx.array]:
@@ -61,10 +74,8 @@ def tensors(model: Nested) -> dict[str, mx.array]:
                 out.pop(f"layers.{i}.self_attn.{spare}.weight", None)
     blocks, told = model.whole.config.num_layers, model.config.hidden_size_per_layer_input
     kept, table = mx.array(model.kept), model.embed_tokens_per_layer
-    rows = [
-        mx.arange(a, min(a + ROWS, model.config.vocab_size_per_layer_input))
-        for a in range(0, model.config.vocab_size_per_layer_input, ROWS)
-    ]
+    count = model.config.vocab_size_per_layer_input
+    rows = [mx.arange(a, min(a + ROWS, count)) for a in range(0, count, ROWS)]
     parts = [table(ids).reshape(ids.size, blocks, told)[:, kept].reshape(ids.size, -1) for ids in rows]
     out["embed_tokens_per_layer.weight"] = mx.concatenate(parts)
     projection = model.per_layer_model_projection.weight

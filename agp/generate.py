@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from agp.cache import Cache
+from agp.models.checks import accept
 from agp.models.decoder import Decoder
 
 CHUNK = 512  # prompt tokens run at once: longer chunks are no faster, and attention scores grow with them
+
+COLDEST = 1e-5  # below it the likeliest token is the only one, and logits would overflow
 
 Sampler = Callable[[mx.array], mx.array]  # logits, B V, to ids, B
 Progress = Callable[[int, int], None]  # prompt tokens done, and all of them
@@ -36,9 +39,11 @@ def make_sampler(temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) ->
         wrong.append(f"temperature is {temperature}; 0 (greedy) or above is needed")
     if not 0 < top_p <= 1:
         wrong.append(f"top_p is {top_p}; above 0 and up to 1 (all tokens) is needed")
+    if not 0 <= seed < 2**64:
+        wrong.append(f"seed is {seed}; a whole number from 0 to 2**64 - 1 is needed")
     if wrong:
         raise ValueError("; ".join(wrong))
-    if temperature == 0:
+    if temperature < COLDEST:
         return greedy
     key = mx.random.key(seed)
 
@@ -72,14 +77,14 @@ def generate(
 ) -> Generator[Step, None, None]:
     """Yield up to `max_tokens` tokens that follow `tokens`; one of `stop` is the last, and is handed out too.
 
-    It ends early where the context is full. Once it ended or was closed, `cache` holds all tokens but the last one
-    handed out: go on with that one and what follows it.
+    It ends early where the context is full. However it ended, `cache` holds all tokens but the last one handed out:
+    go on with that one and what follows it.
     """
     if chunk < 1 or max_tokens < 1:
         raise ValueError(f"chunk and max_tokens are numbers from 1 on; got {chunk} and {max_tokens}")
     cache = model.make_cache() if cache is None else cache
-    prompt = mx.array(list(tokens), mx.int32)[None]
-    model.check_input(prompt, None, cache)
+    prompt, _, _ = accept(model.config, model.identity, [list(tokens)], None, cache)
+    assert prompt is not None, "tokens in, tokens out"
     logits = prefill(model, prompt, cache, chunk, progress)
     room = 1 + model.config.max_position_embeddings - cache.position  # the last token needs no place in the cache
     return pipeline(model, logits, cache, min(max_tokens, room), sampler, frozenset(stop))
@@ -114,7 +119,7 @@ def pipeline(
     model: Decoder, logits: mx.array, cache: Cache, count: int, sampler: Sampler, stop: frozenset[int]
 ) -> Generator[Step, None, None]:
     """Hand out a token while the next one is computed."""
-    held = cache.position  # tokens the cache is to hold when this ends
+    prompt, handed = cache.position, 0
     token = sampler(logits)
     mx.async_eval(token)
     try:
@@ -125,14 +130,14 @@ def pipeline(
                 token = sampler(logits)
                 mx.async_eval(token, logits)
             out: Any = now.item()
+            handed += 1
             yield Step(out, given[0])
             if out in stop or not left:
                 return
-            held += 1
-            if held % 256 == 0:
+            if handed % 256 == 0:
                 mx.clear_cache()  # buffers of lengths that will not come back
     finally:
-        cache.trim(cache.position - held)
+        cache.trim(cache.position - prompt - max(handed - 1, 0))
 
 
 def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:

@@ -30,6 +30,8 @@ class Regime:
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Self:
+        if not isinstance(given, Mapping) or given.keys() - cls.__dataclass_fields__.keys():
+            raise ValueError(f"a regime says any of {', '.join(cls.__dataclass_fields__)}; got {given}")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         return cls(**values)
 
@@ -38,6 +40,8 @@ class Regime:
 
     def config(self, whole: Config) -> Config:
         """The config of the nested model; everything that does not fit `whole` is one error."""
+        if faults := self.faults():
+            raise ValueError("; ".join(faults))
         kept, wrong = self.kept(whole), []
         widths = self.widths or tuple(whole.widths[i] for i in kept)
         if outside := [i for i in self.drop if not whole.num_producers <= i < whole.num_layers]:
@@ -70,6 +74,18 @@ class Regime:
         nested.check(len(kept))
         return nested
 
+    def faults(self) -> list[str]:
+        """What no model could make sense of."""
+        wrong = []
+        for name, value in (("widths", self.widths or ()), ("drop", self.drop)):
+            if not isinstance(value, tuple) or any(type(v) is not int for v in value):
+                wrong.append(f"{name} are whole numbers in a tuple; got {value!r}")
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            wrong.append(f"sparsity is a share from 0 to below 1; got {self.sparsity!r}")
+        if self.num_kv_shared_layers is not None and type(self.num_kv_shared_layers) is not int:
+            wrong.append(f"num_kv_shared_layers is a whole number; got {self.num_kv_shared_layers!r}")
+        return wrong
+
     def _shared(self, whole: Config, kept: list[int]) -> int:
         if self.num_kv_shared_layers is not None:
             return self.num_kv_shared_layers
@@ -81,30 +97,32 @@ class Narrow(nn.Module):
 
     def __init__(self, linear: nn.Module, width: int, *, inputs: bool):
         super().__init__()
+        if inputs and isinstance(linear, nn.QuantizedLinear) and width % linear.group_size:
+            raise ValueError(f"a width of {width} cuts through a quantization group of {linear.group_size}")
         self.linear, self.width, self.inputs = linear, width, inputs
 
     def __call__(self, x: mx.array) -> mx.array:
-        linear, width = self.linear, self.width
-        if type(linear) is nn.Linear and "bias" not in linear:
-            return x @ (linear.weight[:, :width] if self.inputs else linear.weight[:width]).T
-        if isinstance(linear, nn.QuantizedLinear) and "bias" not in linear:
-            return self._quantized(x)
+        linear: Any = self.linear
+        if isinstance(linear, nn.Linear | nn.QuantizedLinear):
+            return self.cut()(x)
         if not self.inputs:  # an adapter, say: right for anything linear, though it saves nothing
-            return linear(x)[..., :width]
-        full = linear_inputs(linear)
-        return linear(mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, full - width)]))
+            return linear(x)[..., : self.width]
+        missing = linear_inputs(linear) - self.width
+        return linear(mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]))
 
-    def _quantized(self, x: mx.array) -> mx.array:
-        q: Any = self.linear
-        width = self.width
-        if self.inputs and width % q.group_size:
-            raise ValueError(f"a width of {width} cuts through a quantization group of {q.group_size}")
-        if self.inputs:  # a packed word holds 32 / bits inputs, a scale stands for a group of them
-            groups = width // q.group_size
-            parts = q.weight[:, : width * q.bits // 32], q.scales[:, :groups], q.biases[:, :groups]
+    def cut(self) -> Any:
+        """A layer of the same kind over slices of the same arrays."""
+        layer: Any = copy.copy(self.linear)
+        if not self.inputs:
+            for name in layer.keys() & {"weight", "scales", "biases", "bias"}:
+                layer[name] = layer[name][: self.width]
+        elif isinstance(layer, nn.QuantizedLinear):  # a word holds 32 / bits inputs, a scale stands for a group of them
+            groups = self.width // layer.group_size
+            layer["weight"] = layer["weight"][:, : self.width * layer.bits // 32]
+            layer["scales"], layer["biases"] = layer["scales"][:, :groups], layer["biases"][:, :groups]
         else:
-            parts = q.weight[:width], q.scales[:width], q.biases[:width]
-        return mx.quantized_matmul(x, *parts, transpose=True, group_size=q.group_size, bits=q.bits, mode=q.mode)
+            layer["weight"] = layer["weight"][:, : self.width]
+        return layer
 
 
 def linear_inputs(linear: nn.Module) -> int:
@@ -187,7 +205,8 @@ def switches(config: Config) -> dict[str, Regime]:
 
     On E4B these share 20, 10 and 0 blocks; elsewhere one attention pattern more than native, one less, and none.
     """
-    period = config.layer_types.index("full_attention") + 1
+    kinds = config.layer_types
+    period = kinds.index("full_attention") + 1 if "full_attention" in kinds else 1
     native = config.num_kv_shared_layers
     more, less = min(native + period, config.num_layers - period), max(native - period, 0)
     return {
@@ -200,10 +219,21 @@ def switches(config: Config) -> dict[str, Regime]:
 
 def named(config: Config, folder: str | Path | None = None) -> dict[str, Regime]:
     """Every regime known by name for this model: switches, the published ladder where it fits, regimes.json."""
+    if not isinstance(config, Config):
+        raise ValueError("regimes live in Gemma 3n models; this is another family's config")
     known = switches(config)
     if config.num_layers == 35 and set(config.widths) == {16_384}:
         known |= E4B_LADDER
     path = None if folder is None else Path(folder) / "regimes.json"
     if path is not None and path.exists():
-        known |= {name: Regime.from_dict(given) for name, given in json.loads(path.read_text()).items()}
+        known |= read(path)
     return known
+
+
+def read(path: Path) -> dict[str, Regime]:
+    """Regimes by name, from a file such as the one beside a model's weights."""
+    try:
+        given = json.loads(path.read_text())
+        return {name: Regime.from_dict(regime) for name, regime in given.items()}
+    except (ValueError, AttributeError) as e:
+        raise ValueError(f"{path} does not hold regimes by name: {e}") from e

@@ -5,6 +5,7 @@ the uncut width, a view with an identity of its own.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -99,7 +100,7 @@ def test_quantized_and_wrapped_layers_are_cut_the_same():
     with pytest.raises(ValueError, match="cuts through a quantization group"):
         quantized = toy("gemma3n", hidden_size=64, intermediate_size=128)
         nn.quantize(quantized, group_size=64, bits=4, class_predicate=lambda path, m: ".mlp." in path)
-        nested(quantized, Regime(widths=(96,) * 6))(tokens)
+        nested(quantized, Regime(widths=(96,) * 6))
 
 
 def test_taps_in_a_view_are_numbered_anew():
@@ -127,7 +128,42 @@ def test_switches_change_sharing_sparsity_and_scale():
     assert mx.array_equal(logits["full"], unshared(text()).logits)
 
 
+def test_a_carved_model_takes_its_tokenizer_and_marks_along(tmp_path):
+    folder = Path(agp.__file__).parent / "assets/tiny-gemma3n"
+    loaded = agp.load(folder)
+    small = nested(loaded.model, named(loaded.config, folder)["small"])
+    carved = agp.load(carve(small, tmp_path / "small", folder))
+    assert carved.tokenizer.eos_ids == loaded.tokenizer.eos_ids
+    assert carved.tokenizer.encode("x = 1") == loaded.tokenizer.encode("x = 1")
+    with pytest.raises(ValueError, match="is no checkpoint to take the tokenizer from"):
+        carve(small, tmp_path / "other", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="exists already"):
+        carve(small, tmp_path / "small", folder)
+
+
+def test_a_whole_model_is_carved_whole_and_a_quantized_one_is_not(tmp_path):
+    model, tokens = toy("gemma3n"), text()
+    assert mx.array_equal(agp.load(carve(model, tmp_path / "whole")).model(tokens).logits, model(tokens).logits)
+    nn.quantize(model, group_size=32, bits=4, class_predicate=lambda path, m: path == "embed_tokens")
+    with pytest.raises(ValueError, match="quantized"):
+        carve(model, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+
+
+def test_a_file_of_regimes_that_makes_no_sense_is_named(tmp_path):
+    for wrong in ("[]", "{", '{"a": 5}', '{"a": {"zz": 1}}'):
+        (tmp_path / "regimes.json").write_text(wrong)
+        with pytest.raises(ValueError, match="regimes.json does not hold regimes by name"):
+            named(toy("gemma3n").config, tmp_path)
+    with pytest.raises(ValueError, match="another family"):
+        named(toy("gemma4").config)
+
+
 def test_what_does_not_fit_is_named_at_once():
+    with pytest.raises(ValueError, match="sparsity is a share.*num_kv_shared_layers is a whole"):
+        nested(toy("gemma3n"), Regime(sparsity=float("nan"), num_kv_shared_layers=1.0))
+    with pytest.raises(ValueError, match="widths are whole numbers"):
+        nested(toy("gemma3n"), Regime(widths=(24.0,) * 6))
     model = toy("gemma3n")
     with pytest.raises(ValueError) as e:
         nested(model, Regime(widths=(48, 48), drop=(1, 4)))

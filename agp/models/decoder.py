@@ -13,7 +13,8 @@ import mlx.nn as nn
 
 from agp.cache import KV, Cache, LayerCache
 from agp.layers import Place, soft_cap, tail
-from agp.sites import PARTS, Site, Visit, plain, record
+from agp.models.checks import accept, cache_faults, run_faults
+from agp.sites import Site, Visit, plain, record
 
 
 class Stream(NamedTuple):
@@ -79,7 +80,10 @@ class Decoder(nn.Module):
         """Run blocks start..stop. With `last`, only that many positions go on from the last producing block."""
         config = self.config
         until: int = config.num_layers if stop is None else stop
-        self._check_run(stream, start, until, cache, visit, last)
+        begin = stream.end - stream.hidden.shape[1]
+        wrong = [] if cache is None else cache_faults(cache, self.identity, stream.hidden.shape[0])
+        if wrong := wrong + run_faults(config, begin, start, until, cache, visit, last):
+            raise ValueError("; ".join(wrong))
         x, inputs, end, pad, shared = stream
         shared, place = dict(shared), Place(end, pad)
         producers = config.num_producers
@@ -95,6 +99,8 @@ class Decoder(nn.Module):
                 last=last if i == producers - 1 else None,
             )
             x = tail(visit(Site(i, "block"), partial(self.layers[i], run=run), x), run.last)
+            if run.made is None and run.cache is not None:
+                raise ValueError(f"block {i} was skipped, so this cache has a hole; skip it without one, or `zero` it")
             if run.made is not None and i in config.lenders:
                 shared[config.layer_types[i]] = run.made
             if run.last is not None:
@@ -112,24 +118,23 @@ class Decoder(nn.Module):
 
     def __call__(
         self,
-        tokens: mx.array | list[list[int]] | None = None,
+        tokens: Any = None,
         *,
-        vectors: mx.array | None = None,
+        vectors: Any = None,
         cache: Cache | None = None,
         taps: Collection[Site] = (),
         visit: Visit = plain,
-        pad: mx.array | list[int] | None = None,
+        pad: Any = None,
         last: int | None = None,
     ) -> Output:
-        """Logits and the taps asked for. It looks at the ids, so inside mx.compile call embed, blocks and unembed."""
-        tokens = None if tokens is None else mx.array(tokens)
-        self.check_input(tokens, vectors, cache)
-        pad = None if pad is None else mx.array(pad)
+        """Logits and the taps asked for; tokens, vectors and pad are arrays or lists.
+
+        It looks at the ids, so inside mx.compile call embed, blocks and unembed, which trust what they are given.
+        """
         position = 0 if cache is None else cache.position
+        tokens, vectors, pad = accept(self.config, self.identity, tokens, vectors, cache, pad)
         if cache is not None:
-            if pad is not None and position:
-                raise ValueError("pad is given with the first tokens of a cache, not later")
-            cache.pad = pad = cache.pad if position else pad
+            cache.pad = pad
         length = (vectors if tokens is None else tokens).shape[1]
         taken: dict[Site, mx.array] = {}
         visit = record(taken, [Site(*tap) for tap in taps], then=visit) if taps else visit
@@ -149,51 +154,3 @@ class Decoder(nn.Module):
                 "stream; that block was skipped, or the stream was restored without `shared`"
             )
         return shared[kind]
-
-    def _check_run(
-        self, stream: Stream, start: int, stop: int, cache: Cache | None, visit: Visit, last: int | None
-    ) -> None:
-        config, wrong = self.config, []
-        if last is not None and last < 1:
-            wrong.append(f"last is {last}; ask for one position at least")
-        if not 0 <= start <= stop <= config.num_layers:
-            wrong.append(f"blocks {start}..{stop} are not a range within 0..{config.num_layers}")
-        sites = getattr(visit, "sites", ())
-        lacking = [s for s in sites if not 0 <= s.layer < config.num_layers or s.part not in PARTS]
-        if lacking:
-            wrong.append(
-                f"no such site: {', '.join(map(str, sorted(lacking)))}; "
-                f"blocks are 0..{config.num_layers - 1}, parts {', '.join(PARTS)}"
-            )
-        if cache is not None and cache.owner is not self.identity:
-            wrong.append("the cache was made by another model; use this model's make_cache()")
-        elif cache is not None:
-            begin = stream.end - stream.hidden.shape[1]
-            held = {i: cache.layers[i].offset for i in range(start, min(stop, config.num_producers))}
-            if off := {i: n for i, n in held.items() if n != begin}:
-                wrong.append(f"the stream starts at token {begin}, but the cache holds {off} (block: tokens)")
-        if wrong:
-            raise ValueError("; ".join(wrong))
-
-    def check_input(self, tokens: mx.array | None, vectors: mx.array | None, cache: Cache | None) -> None:
-        config, wrong = self.config, []
-        if tokens is None and vectors is None:
-            raise ValueError("give tokens, vectors, or both")
-        given = vectors if tokens is None else tokens
-        if tokens is not None and tokens.ndim != 2:
-            raise ValueError(f"tokens are B L, one row a text; got shape {tokens.shape}")
-        if vectors is not None and (vectors.ndim != 3 or vectors.shape[-1] != config.hidden_size):
-            wrong.append(f"vectors are B L {config.hidden_size}; got shape {vectors.shape}")
-        elif vectors is not None and tokens is not None and vectors.shape[:2] != tokens.shape:
-            wrong.append(f"tokens {tokens.shape} and vectors {vectors.shape} differ in rows or positions")
-        if given.size == 0:
-            raise ValueError("the prompt is empty; give at least one token (tokenizers add <bos> for you)")
-        if tokens is not None and tokens.size:
-            low, high = int(tokens.min()), int(tokens.max())
-            if low < 0 or high >= config.vocab_size:
-                wrong.append(f"token ids go from {low} to {high}; this vocabulary is 0..{config.vocab_size - 1}")
-        end = given.shape[1] + (0 if cache is None else cache.position)
-        if end > config.max_position_embeddings:
-            wrong.append(f"{end} tokens do not fit the context of {config.max_position_embeddings}")
-        if wrong:
-            raise ValueError("; ".join(wrong))

@@ -7,7 +7,7 @@ token short in `LayerCache.extend`, a borrower that reads the producer's keys be
 import mlx.core as mx
 import pytest
 
-from agp.cache import STEP, LayerCache
+from agp.cache import STEP, Cache, LayerCache
 from export.ruler import measure
 from tests.toys import CASES, text, toy
 
@@ -66,6 +66,38 @@ def test_forgetting_tokens_is_never_having_seen_them(family):
     cache.trim(4)
     assert cache.position == 10
     assert measure("after", model(tokens[:, 10:], cache=cache).logits, model(tokens).logits[:, 10:]).passed
+
+
+def test_forgetting_is_for_all_layers_or_for_none():
+    cache = Cache([None, 8], object())
+    for layer in cache.layers:
+        layer.extend(*[mx.zeros((1, 1, 300, 4))] * 2)
+    with pytest.raises(ValueError, match=r"windows of blocks \[1\] have moved on"):
+        cache.trim(250)
+    assert [layer.offset for layer in cache.layers] == [300, 300]
+    for wrong in (-3, 1.5, 301):
+        with pytest.raises(ValueError, match="cannot forget"):
+            cache.trim(wrong)
+    cache.pad = mx.array([3])
+    cache.trim(300)  # nothing is left, so nothing must be whole
+    assert cache.position == 0 and cache.pad is None and cache.rows is None
+
+
+def test_a_refused_call_leaves_the_cache_as_it_was():
+    model, tokens = toy(), text()
+    cache = model.make_cache()
+    model(tokens[:, :6], cache=cache)
+    for wrong in (tokens[:1, 6:], tokens[:, 6:] + 500, tokens[:, 6:] + 0.5):
+        with pytest.raises(ValueError):
+            model(wrong, cache=cache)
+    with pytest.raises(ValueError, match="not later"):
+        model(tokens[:, 6:], cache=cache, pad=[0, 0])
+    assert measure("after", model(tokens[:, 6:], cache=cache).logits, model(tokens).logits[:, 6:]).passed
+    for pad in ([1], [-3, 0], [1.5, 0]):
+        fresh = model.make_cache()
+        with pytest.raises(ValueError, match="pad is"):
+            model(tokens, cache=fresh, pad=pad)
+        assert fresh.pad is None and fresh.position == 0
 
 
 @pytest.mark.parametrize("window", [None, 4])

@@ -73,6 +73,13 @@ def test_a_producer_that_was_skipped_is_named_by_its_borrower(family):
 
 
 @BOTH
+def test_skipping_a_producer_with_a_cache_is_refused_at_once(family):
+    model = toy(family)
+    with pytest.raises(ValueError, match="block 0 was skipped, so this cache has a hole"):
+        model(text(), cache=model.make_cache(), visit=skip([Site(0, "block")]))
+
+
+@BOTH
 def test_gates_open_are_the_model_and_closed_are_zero(family):
     model, tokens, sites = toy(family), text(), [Site(1, "block"), Site(4, "mlp")]
     opened = model(tokens, visit=gate(dict.fromkeys(sites, 1.0))).logits
