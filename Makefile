@@ -22,6 +22,7 @@ test-slow: $(READY)
 prove: $(READY)
 	$(BIN)/python -m pytest -q -m prove
 	$(BIN)/agp bench decode
+	$(BIN)/agp bench e2b
 	$(BIN)/agp figures --check
 
 lint: $(READY)

@@ -38,15 +38,13 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     sampler = make_sampler(args.temperature, args.top_p, args.seed)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    if not prompt:
-        raise ValueError("the prompt is empty; give --prompt a text, or text on stdin with --prompt -")
+    prompt = read_prompt(args.prompt)
     loaded = agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)
     tokenizer = tokenizer_of(loaded)
     tokens = tokenizer.chat([{"role": "user", "content": prompt}]) if args.chat else tokenizer.encode(prompt)
     if mx.metal.is_available():  # keep the weights from being paged out between tokens
         mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
-    clock = Clock(len(tokens))
+    clock = Clock(len(tokens), loaded.config.max_position_embeddings)
     stop = {*tokenizer.eos_ids, *stop_ids(tokenizer, args.stop)}
     steps = generate(
         loaded.model, tokens, max_tokens=args.max_tokens, sampler=sampler, stop=stop, progress=clock.prefill
@@ -57,6 +55,17 @@ def run(args) -> None:
     finally:
         print(f"\n{clock.report()}", file=sys.stderr)
     print()
+
+
+def read_prompt(given: str) -> str:
+    try:
+        prompt = sys.stdin.read() if given == "-" else given
+        prompt.encode()
+    except UnicodeError as e:
+        raise ValueError(f"the prompt is not UTF-8 text: {e}") from e
+    if not prompt:
+        raise ValueError("the prompt is empty; give --prompt a text, or text on stdin with --prompt -")
+    return prompt
 
 
 def tokenizer_of(loaded: Loaded) -> Tokenizer:
@@ -83,6 +92,7 @@ class Clock:
     """Counts tokens and seconds, and says on stderr how they went."""
 
     prompt: int
+    context: int
     start: float = field(default_factory=time.perf_counter)
     done: int = 0  # prompt tokens
     first: float | None = None
@@ -108,4 +118,5 @@ class Clock:
             return f"{self.done} of {self.prompt} prompt tokens, {peak}"
         speed = f", {(self.tokens - 1) / (self.last - self.first):.1f} tokens/s" if self.tokens > 1 else ""
         fill = self.prompt / (self.first - self.start)
-        return f"prompt: {self.prompt} tokens, {fill:.1f} tokens/s; text: {self.tokens} tokens{speed}; {peak}"
+        full = "; the context is full" if self.prompt + self.tokens > self.context else ""
+        return f"prompt: {self.prompt} tokens, {fill:.1f} tokens/s; text: {self.tokens} tokens{speed}; {peak}{full}"

@@ -42,6 +42,7 @@ def logits(model, tokens, **more):
         return model(input_ids=tokens, use_cache=False, **more).logits
 
 
+@pytest.mark.slow
 def test_packed_training_gives_each_document_the_loss_it_has_alone(model, name):
     tokens = torch.randint(6, 2048, (1, shapes.CONTEXT), generator=torch.Generator().manual_seed(0))
     documents = torch.tensor([[0] * 200 + [1] * 180 + [2] * 132])
@@ -58,6 +59,7 @@ def test_packed_training_gives_each_document_the_loss_it_has_alone(model, name):
         torch.testing.assert_close(got[a:b], value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_branch_trained_shares_keys_and_equals_decoding_step_by_step(model, name):
     tokens = torch.randint(6, 2048, (1, 90), generator=torch.Generator().manual_seed(1))
     whole = logits(model, tokens)
@@ -142,6 +144,7 @@ def test_batches_are_a_function_of_the_step_and_weigh_answers(tmp_path, little_s
     assert set(np.unique(a.weights[~a.is_item])) <= {0.0, 1.0} and a.weights[a.is_item].max() == 3.0
 
 
+@pytest.mark.slow
 def test_scoring_in_one_pass_is_what_greedy_decoding_gives(name):
     folder = TOKENIZER.parents[1] / name
     model = opened(folder)

@@ -85,7 +85,7 @@ def test_ctrl_c_keeps_what_was_written(say, monkeypatch):
 
 
 def test_a_long_prefill_says_how_long_it_takes(capsys):
-    clock = door.Clock(prompt=1000)
+    clock = door.Clock(prompt=1000, context=2000)
     clock.prefill(100, 1000)
     assert capsys.readouterr().err == ""
     clock.start = time.perf_counter() - 10
@@ -109,3 +109,21 @@ def test_bad_input_is_one_line(say, words, what):
     code, out, err = say(*words)
     assert (code, out) == (2, "")
     assert what in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--prompt", "\udcff"], "not UTF-8"),
+        (["--prompt", "x", "--seed", "-1", "--temperature", "1"], "seed is -1"),
+        (["--prompt", "x", "--seed", str(2**70), "--temperature", "1"], "seed is"),
+    ],
+)
+def test_what_cannot_be_read_is_one_clean_message(say, words, said):
+    code, out, err = say(*words)
+    assert code == 2 and said in err and "Traceback" not in err
+
+
+def test_a_full_context_is_said(say):
+    code, out, err = say("--prompt", "x = 1", "--max-tokens", "400")
+    assert code == 0 and "the context is full" in err
