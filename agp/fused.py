@@ -12,6 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from agp.models.layout import positive
+from agp.models.tensors import shown
+
 CPU = mx.default_device() == mx.cpu
 
 Angles = tuple[mx.array, mx.array]  # cosines and sines, L K/2
@@ -72,12 +75,19 @@ class Rope:
 def wavelengths(head_dim: int, how: Mapping[str, Any]) -> mx.array:
     """Positions to a radian for each pair of a head; pairs that do not turn have infinitely many."""
     kind, known = how.get("rope_type", "default"), ("default", "linear", "proportional")
-    if kind not in known:
-        raise ValueError(f"config.json: rope_type is {kind!r}; Gemma's are {', '.join(known)}")
+    theta, factor, part = how["rope_theta"], how.get("factor", 1.0), how.get("partial_rotary_factor", 1.0)
+    wrong = [] if kind in known else [f"rope_type is {shown(kind)}; Gemma's are {', '.join(known)}"]
+    for name, value in (("rope_theta", theta), ("factor", factor)):
+        wrong += [] if positive(value) else [f"{name} is {shown(value)}; a number between 1e-18 and 1e18 is needed"]
+    if type(part) not in (int, float) or not 0 <= part <= 1:
+        wrong.append(f"partial_rotary_factor is {shown(part)}; a number from 0 to 1 is needed")
+    if kind == "default" and factor != 1:
+        wrong.append(f"factor is {shown(factor)}, without effect where rope_type is 'default'")
+    if wrong:
+        raise ValueError(f"config.json: {'; '.join(wrong)}")
     pairs = head_dim // 2
-    turning = int(how.get("partial_rotary_factor", 1.0) * pairs) if kind == "proportional" else pairs
-    factor = 1.0 if kind == "default" else how.get("factor", 1.0)
-    found = factor * how["rope_theta"] ** (np.arange(pairs) * 2 / head_dim)
+    turning = int(part * pairs) if kind == "proportional" else pairs
+    found = factor * theta ** (np.arange(pairs) * 2 / head_dim)
     return mx.array(np.where(np.arange(pairs) < turning, found, np.inf), mx.float32)
 
 

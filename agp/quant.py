@@ -33,13 +33,15 @@ class Packing(NamedTuple):
     @classmethod
     def of(cls, wanted: int | Mapping[str, Any]) -> "Packing":
         """From `4`, or `{"bits": 4, "group_size": 64}`."""
+        if type(wanted) is not int and not isinstance(wanted, Mapping):
+            raise ValueError(f"quantize is {wanted!r}; a number of bits or an object of bits and group_size is needed")
         given = {"bits": wanted} if isinstance(wanted, int) else dict(wanted)
         packing, wrong = cls(**{k: v for k, v in given.items() if k in cls._fields}), []
         if unknown := given.keys() - set(cls._fields):
-            wrong.append(f"quantize has no {', '.join(sorted(unknown))}; it takes {', '.join(cls._fields)}")
-        if packing.bits not in BITS:
+            wrong.append(f"quantize has no {', '.join(sorted(map(str, unknown)))}; it takes {', '.join(cls._fields)}")
+        if type(packing.bits) is not int or packing.bits not in BITS:
             wrong.append(f"bits is {packing.bits!r}; one of {', '.join(map(str, BITS))} is needed")
-        if packing.group_size not in GROUPS:
+        if type(packing.group_size) is not int or packing.group_size not in GROUPS:
             wrong.append(f"group_size is {packing.group_size!r}; one of {', '.join(map(str, GROUPS))} is needed")
         if wrong:
             raise ValueError("; ".join(wrong))

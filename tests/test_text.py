@@ -4,10 +4,13 @@ Seen to fail when broken: <bos> twice, a plain environment for the sandbox.
 """
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+import agp
 from agp.text import open_tokenizer
 from tests.models.checkpoints import write_tokenizer
 
@@ -101,3 +104,80 @@ def test_settings_of_the_wrong_kind_are_refused(tmp_path):
     assert open_tokenizer(tmp_path, {"text_config": [1]}) is not None
     with pytest.raises(ValueError, match="tokenizer_config.json: 5 is no token"):
         tokenizer(tmp_path, bos_token=5)
+
+
+def test_no_text_is_cut_or_padded_as_the_file_says(tmp_path):
+    write_tokenizer(tmp_path)
+    whole = json.loads((tmp_path / "tokenizer.json").read_text())
+    whole["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 5}
+    whole["padding"] = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
+    whole["padding"] |= {"pad_type_id": 0, "pad_token": "<pad>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    assert open_tokenizer(tmp_path).encode("abcd", bos=False) == [262, 263, 264, 265]
+
+
+FAILING = {
+    "a division by zero": "{{ 1 // 0 }}",
+    "a long power": "{{ 9 ** 9 ** 9 }}",
+    "a long power, folded": "{% set x = 9999 ** 99999 %}",
+    "a long text": "{{ 'x' * 999999999 }}",
+    "a long list": "{{ [0] * 999999999 }}",
+    "a long number": "{% set n = namespace(n=9**99) %}{% for i in range(30) %}{% set n.n = n.n * n.n %}{% endfor %}",
+    "an endless macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "a float beyond floats": "{{ 10.0 ** 999 }}",
+    "what is not there": "{{ messages[0].content.nothing.more }}",
+    "a wrong type": "{{ 'a' + 1 }}",
+    "a nest too deep": "{% for i in [] %}" * 30 + "{% endfor %}" * 30,
+    "a nest far too deep": "{{ " + "(" * 5000 + ")" * 5000 + " }}",
+    "no template": "{% if %}",
+    "a codec": "{{ messages[0].content.encode('ascii', 'x').decode('zzz') }}",
+}
+
+
+@pytest.mark.parametrize("template", FAILING.values(), ids=FAILING)
+def test_a_template_that_fails_harms_only_who_renders_it(template, tmp_path):
+    ours = tokenizer(tmp_path, template)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the chat template (does not parse|refuses these messages)"):
+            ours.render(HELLO)
+
+
+def test_what_a_template_says_is_escaped_and_cut(tmp_path):
+    with pytest.raises(ValueError) as error:
+        tokenizer(tmp_path, r"{{ raise_exception('\x1b[2J' * 9999) }}").render(HELLO)
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
+
+
+LIKE_THEIRS = {
+    "json": "{{ messages | tojson }}{{ {'z': '<\u20ac>', 'a': 1} | tojson(indent=2) }}",
+    "a generation": "{% generation %}{% set x = 1 %}{{ messages[0].content }}{% endgeneration %}{{ x }}",
+    "the year": "{{ strftime_now('%Y') }}",
+    "no tools": "{{ tools is none }}{{ documents is none }}",
+    "sums": "{{ 3 * 4 }}{{ '-' * 3 }}{{ 2 ** 10 }}{{ 1.5 * 2 }}",
+}
+
+
+@pytest.mark.parametrize("template", LIKE_THEIRS.values(), ids=LIKE_THEIRS)
+def test_templates_render_as_transformers_renders_them(template, tmp_path):
+    ours = tokenizer(tmp_path, template)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.render(HELLO) == theirs.apply_chat_template(HELLO, tokenize=False, add_generation_prompt=True)
+
+
+def test_of_several_templates_the_default_is_taken(tmp_path):
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ messages[0]['content'] }}"}]
+    assert tokenizer(tmp_path, None, chat_template=named).render(HELLO) == "hello"
+    with pytest.raises(ValueError, match="has no chat template"):
+        tokenizer(tmp_path, None, chat_template=[{"name": []}, 5]).render(HELLO)
+
+
+def test_any_ids_stream_to_the_text_they_decode_to():
+    """Bytes that never make a character too: tokenizers' own stream raises on them."""
+    tiny = open_tokenizer(Path(agp.__file__).parent / "assets/tiny-gemma4", {})
+    bytes_end = next(i for i in range(2048) if tiny.pieces.id_to_token(i) == "<0xFF>") + 1
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        words = rng.integers(bytes_end, len(tiny), 60).tolist()
+        assert "".join(tiny.stream(iter(words))) == tiny.decode(words)
+        anything = rng.integers(0, len(tiny), 200).tolist() + rng.integers(0, bytes_end, 20).tolist()
+        assert "".join(tiny.stream(iter(anything)))

@@ -1,6 +1,5 @@
 """Where a checkpoint lies, here or on the Hub, and what its config.json says. Nothing in it is ever run."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,8 @@ from huggingface_hub.errors import (
 
 from agp.models import gemma3n, gemma4
 from agp.models.decoder import Decoder
+from agp.models.layout import positive
+from agp.models.tensors import clean, shown
 
 WANTED = ["model*.safetensors", "*.json", "tokenizer.model", "*.jinja"]  # no code, no pickles, no images
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -36,9 +37,19 @@ WHOLE = {  # and how large at most
     **dict.fromkeys(["intermediate_size", "hidden_size_per_layer_input", "global_head_dim", "laurel_rank"], 2**20),
     **dict.fromkeys(["num_global_key_value_heads", "num_kv_shared_layers", "altup_num_inputs"], 2**10),
     **dict.fromkeys(["vocab_size", "vocab_size_per_layer_input"], 2**24),
+    **dict.fromkeys(["sliding_window", "max_position_embeddings"], 2**30),
     "num_hidden_layers": 2**10,
 }
 REAL = ("rms_norm_eps", "final_logit_softcapping", "altup_coef_clip")
+FLAGS = (
+    "tie_word_embeddings",
+    "use_double_wide_mlp",
+    "altup_correct_scale",
+    "attention_bias",
+    "attention_k_eq_v",
+    "enable_moe_block",
+)
+ACTIVATION = "gelu_pytorch_tanh"
 
 
 def find(source: str | Path, revision: str | None) -> Path:
@@ -64,37 +75,18 @@ def find(source: str | Path, revision: str | None) -> Path:
         raise ValueError(f"{nowhere} the Hub cannot be reached for {name}, which is not in its cache") from e
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise ValueError(f"{file.name} is missing from {file.parent}") from e
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{file.name} is not JSON: {e}") from e
-    if not isinstance(value, dict):
-        raise ValueError(f"{file.name} holds a {type(value).__name__} where an object was due")
-    return untag(value)
-
-
-def untag(value: Any) -> Any:
-    """transformers writes infinity and NaN as {"__float__": "Infinity"}, for they are not JSON."""
-    if isinstance(value, dict):
-        return float(value["__float__"]) if set(value) == {"__float__"} else {k: untag(v) for k, v in value.items()}
-    return [untag(v) for v in value] if isinstance(value, list) else value
-
-
 def build(given: Mapping[str, Any], spare_kv: bool = False) -> Decoder:
     """The model that config.json describes, its weights random and, MLX being lazy, not yet made."""
     kind = given.get("model_type")
-    if kind not in FAMILIES:
-        raise ValueError(f"config.json: model_type is {kind!r}; AGP opens {', '.join(FAMILIES)}")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ValueError(f"config.json: model_type is {shown(kind)}; AGP opens {', '.join(FAMILIES)}")
     text = given.get("text_config")
     if text is None:
         text = given
     elif not isinstance(text, dict):
         raise ValueError(f"config.json: text_config is a {type(text).__name__} where an object was due")
     elif text.get("model_type", kind) not in (kind, f"{kind}_text"):
-        raise ValueError(f"config.json: model_type is {kind}, but text_config says {text['model_type']}")
+        raise ValueError(f"config.json: model_type is {kind}, but text_config says {clean(str(text['model_type']))}")
     if "tie_word_embeddings" in given:
         text = {"tie_word_embeddings": given["tie_word_embeddings"], **text}
     if "unified" in kind:
@@ -107,18 +99,26 @@ def build(given: Mapping[str, Any], spare_kv: bool = False) -> Decoder:
     try:
         return family.Model(family.Config.from_dict(text))
     except (TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as e:
-        raise ValueError(f"config.json does not describe a {kind}: {type(e).__name__} {e}") from e
+        raise ValueError(f"config.json does not describe a {kind}: {type(e).__name__} {clean(str(e))}") from e
 
 
 def impossible(text: Mapping[str, Any], family: ModuleType) -> list[str]:
-    """Values that are no numbers, or so large that just building the model would hang."""
+    """Values of the wrong kind, without effect here, or so large that just building the model would hang."""
     wrong = []
     for name, most in WHOLE.items():
         value = text.get(name)
         values = value if name == "intermediate_size" and isinstance(value, list) else [value]
         if any(v is not None and (type(v) is not int or not 0 <= v <= most) for v in values):
-            wrong.append(f"{name} is {value!r}; a whole number up to {most} is needed")
+            wrong.append(f"{name} is {shown(value)}; a whole number up to {most} is needed")
+    for names, fits, needed in ((REAL, positive, "a number between 1e-18 and 1e18"), (FLAGS, is_flag, "true or false")):
+        odd = [name for name in names if text.get(name) is not None and not fits(text[name])]
+        wrong += [f"{name} is {shown(text[name])}; {needed} is needed" for name in odd]
+    if text.get("hidden_activation") not in (None, ACTIVATION):
+        wrong.append(f"hidden_activation is {shown(text['hidden_activation'])}; AGP computes {ACTIVATION}")
     if text.get("spare_kv") and family is not gemma3n:
         wrong.append("spare_kv is for Gemma 3n; blocks of Gemma 4 that borrow have no keys and values of their own")
-    odd = [name for name in REAL if not isinstance(text.get(name), int | float | None)]
-    return wrong + [f"{name} is {text[name]!r}; a number is needed" for name in odd]
+    return wrong
+
+
+def is_flag(value: object) -> bool:
+    return isinstance(value, bool)

@@ -8,9 +8,11 @@ from typing import Any, Self
 import mlx.core as mx
 import mlx.nn as nn
 
+from agp.fused import RMSNorm
 from agp.layers import Attention, gelu_times, root, tail
 from agp.models.decoder import Decoder, Run
-from agp.models.layout import Layout
+from agp.models.layout import Layout, ropes, typed
+from agp.models.tensors import shown
 from agp.sites import Site
 
 ROPE = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}
@@ -43,6 +45,15 @@ class Config(Layout):
     attention_bias: bool = False
     spare_kv: bool = False  # borrowers keep the keys and values they do not use, for regimes in which they do
 
+    def faults(self) -> list[str]:
+        wrong = []
+        if not all(map(fits, self.sparsity)):
+            wrong.append(f"activation_sparsity_pattern holds {shown(self.sparsity)}; 0 <= p < 1 is needed")
+        if type(self.altup_active_idx) is not int or not 0 <= self.altup_active_idx < self.altup_num_inputs:
+            odd = shown(self.altup_active_idx)
+            wrong.append(f"altup_active_idx is {odd}; one of the {self.altup_num_inputs} streams is needed")
+        return wrong
+
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Self:
         c: dict[str, Any] = DEFAULTS | {k: v for k, v in given.items() if v is not None or k in ("altup_coef_clip",)}
@@ -50,13 +61,9 @@ class Config(Layout):
         kinds = c.get("layer_types") or ["sliding_attention" if (i + 1) % 5 else "full_attention" for i in range(count)]
         native = [0.95 if i < 10 < count else 0.0 for i in range(count)]
         theta = {"sliding_attention": c.get("rope_local_base_freq"), "full_attention": c.get("rope_theta")}
-        scaling = {"sliding_attention": {}, "full_attention": c.get("rope_scaling") or {}}
-        rope = {
-            kind: {"rope_type": "default", "rope_theta": theta[kind] or ROPE[kind]}
-            | scaling[kind]
-            | (c.get("rope_parameters") or {}).get(kind, {})
-            for kind in ROPE
-        }
+        known = {k: {"rope_type": "default", "rope_theta": ROPE[k] if theta[k] is None else theta[k]} for k in ROPE}
+        known["full_attention"] |= typed(c.get("rope_scaling", {}))
+        rope = ropes(c.get("rope_parameters", {}), known)
         return cls.read(
             c,
             layer_types=tuple(kinds),
@@ -64,6 +71,10 @@ class Config(Layout):
             widths=each(c["intermediate_size"], count),
             sparsity=each(c.get("activation_sparsity_pattern", native), count),
         )
+
+
+def fits(sparsity: object) -> bool:
+    return type(sparsity) in (int, float) and 0 <= sparsity < 1  # pyright: ignore[reportOperatorIssue]
 
 
 def each(value: Any, count: int) -> tuple:
@@ -77,7 +88,7 @@ class Laurel(nn.Module):
         super().__init__()
         self.linear_left = nn.Linear(config.hidden_size, config.laurel_rank, bias=False)
         self.linear_right = nn.Linear(config.laurel_rank, config.hidden_size, bias=False)
-        self.post_laurel_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_laurel_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def __call__(self, x: mx.array) -> mx.array:
         return x + self.post_laurel_norm(self.linear_right(self.linear_left(x)))
@@ -117,7 +128,7 @@ class AltUp(nn.Module):
         self.correction_coefs = nn.Linear(streams, streams, bias=False)
         self.prediction_coefs = nn.Linear(streams, streams * streams, bias=False)
         self.modality_router = nn.Linear(dim, streams, bias=False)
-        self.router_norm = nn.RMSNorm(dim, config.rms_norm_eps)
+        self.router_norm = RMSNorm(dim, config.rms_norm_eps)
 
     def predict(self, x: mx.array) -> mx.array:
         mixing = self._coefs(self.prediction_coefs, x[:, :, self.active])
@@ -142,7 +153,7 @@ class Block(nn.Module):
         dim, eps, told = config.hidden_size, config.rms_norm_eps, config.hidden_size_per_layer_input
         self.layer, self.correct_scale = layer, config.altup_correct_scale
         self.altup = AltUp(config)
-        self.input_layernorm = nn.RMSNorm(dim, eps)
+        self.input_layernorm = RMSNorm(dim, eps)
         self.laurel = Laurel(config)
         self.self_attn = Attention(
             dim=dim,
@@ -156,13 +167,13 @@ class Block(nn.Module):
             bias=config.attention_bias,
         )
         self.self_attn.owns = layer < config.num_producers
-        self.post_attention_layernorm = nn.RMSNorm(dim, eps)
-        self.pre_feedforward_layernorm = nn.RMSNorm(dim, eps)
+        self.post_attention_layernorm = RMSNorm(dim, eps)
+        self.pre_feedforward_layernorm = RMSNorm(dim, eps)
         self.mlp = MLP(dim, config.widths[layer], config.sparsity[layer])
-        self.post_feedforward_layernorm = nn.RMSNorm(dim, eps)
+        self.post_feedforward_layernorm = RMSNorm(dim, eps)
         self.per_layer_input_gate = nn.Linear(dim, told, bias=False)
         self.per_layer_projection = nn.Linear(told, dim, bias=False)
-        self.post_per_layer_input_norm = nn.RMSNorm(dim, eps)
+        self.post_per_layer_input_norm = RMSNorm(dim, eps)
 
     def __call__(self, x: mx.array, run: Run) -> mx.array:
         predicted = self.altup.predict(x)
@@ -199,11 +210,11 @@ class Model(Decoder):
         self.embed_tokens = nn.Embedding(config.vocab_size, dim)
         self.embed_tokens_per_layer = nn.Embedding(config.vocab_size_per_layer_input, config.num_layers * told)
         self.per_layer_model_projection = nn.Linear(dim, config.num_layers * told, bias=False)
-        self.per_layer_projection_norm = nn.RMSNorm(told, config.rms_norm_eps)
+        self.per_layer_projection_norm = RMSNorm(told, config.rms_norm_eps)
         self.altup_projections = [nn.Linear(dim, dim, bias=False) for _ in range(others)]
         self.layers = [Block(config, i) for i in range(config.num_layers)]
         self.altup_unembed_projections = [nn.Linear(dim, dim, bias=False) for _ in range(others)]
-        self.norm = nn.RMSNorm(dim, config.rms_norm_eps)
+        self.norm = RMSNorm(dim, config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(dim, config.vocab_size, bias=False)
 

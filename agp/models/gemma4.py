@@ -10,7 +10,7 @@ import mlx.nn as nn
 from agp.fused import RMSNorm
 from agp.layers import Attention, gelu_times, tail
 from agp.models.decoder import Decoder, Run
-from agp.models.layout import Layout
+from agp.models.layout import Layout, ropes
 from agp.sites import Site
 
 ROPE = {
@@ -52,7 +52,12 @@ class Config(Layout):
         first_borrower = count - c["num_kv_shared_layers"]
         wide = [2 if c.get("use_double_wide_mlp") and i >= first_borrower else 1 for i in range(count)]
         heads = [per_block(c, i, kind) for i, kind in enumerate(kinds)]
-        rope = {kind: ROPE[kind] | (c.get("rope_parameters") or {}).get(kind, {}) for kind in ROPE}
+        rope = ropes(c.get("rope_parameters", {}), ROPE)
+        stray = "rope_scaling" in c or "rope_theta" in c and c["rope_theta"] != rope["full_attention"]["rope_theta"]
+        if stray:
+            raise ValueError(
+                "rope_theta and rope_scaling have no effect in Gemma 4; rope_parameters, by layer type, have"
+            )
         return cls.read(
             c,
             layer_types=tuple(kinds),

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Self
 
+from agp.models.tensors import shown
+
 KINDS = ("sliding_attention", "full_attention")
 
 
@@ -31,11 +33,11 @@ class Layout:
         return config
 
     def check(self, stated: int) -> None:
-        wrong, n = [], self.num_layers
+        wrong, n = self.faults(), self.num_layers
         if stated != n:
             wrong.append(f"num_hidden_layers is {stated}, but layer_types names {n}")
         if odd := sorted(set(self.layer_types) - set(KINDS)):
-            wrong.append(f"layer_types holds {odd}; known are {', '.join(KINDS)}")
+            wrong.append(f"layer_types holds {shown(odd)}; known are {', '.join(KINDS)}")
         if not 0 <= self.num_kv_shared_layers < n:
             wrong.append(
                 f"num_kv_shared_layers is {self.num_kv_shared_layers} of {n} blocks; one at least must own its own"
@@ -47,10 +49,16 @@ class Layout:
         for name, value in vars(self).items():
             if isinstance(value, tuple) and len(value) != n:
                 wrong.append(f"{name} has {len(value)} entries for {n} blocks")
-            if name in POSITIVE and not (isinstance(value, int) and value > 0):
-                wrong.append(f"{name} is {value!r}; a whole number above 0 is needed")
+            if name in POSITIVE and not whole(value):
+                wrong.append(f"{name} is {shown(value)}; a whole number above 0 is needed")
+            if name in EACH_POSITIVE and not all(map(whole, value)):
+                wrong.append(f"{name} holds {shown(value)}; whole numbers above 0 are needed")
         if wrong:
             raise ValueError("config.json contradicts itself: " + "; ".join(wrong))
+
+    def faults(self) -> list[str]:
+        """What a family checks besides."""
+        return []
 
     @property
     def num_layers(self) -> int:
@@ -79,6 +87,30 @@ class Layout:
         return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
 
 
+def whole(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def positive(value: object) -> bool:
+    """A number, no boolean, that float32 and products of two such can hold."""
+    return type(value) in (int, float) and 1e-18 < value < 1e18  # pyright: ignore[reportOperatorIssue]
+
+
+def ropes(given: object, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By layer type, what config.json says over what is `known`; a key that is no layer type would have no effect."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"rope_parameters holds {shown(given)}; an object by layer type is needed")
+    if stray := sorted(k for k, how in given.items() if k not in known or not isinstance(how, Mapping)):
+        raise ValueError(f"rope_parameters holds {shown(stray)}; an object for each of {', '.join(known)} is needed")
+    return {kind: {**how, **typed(given.get(kind, {}))} for kind, how in known.items()}
+
+
+def typed(how: Mapping[str, Any]) -> dict[str, Any]:
+    """Older files say `type` for `rope_type`."""
+    return {"rope_type" if k == "type" and "rope_type" not in how else k: v for k, v in how.items()}
+
+
+EACH_POSITIVE = ("head_dims", "kv_heads", "widths")
 POSITIVE = (
     "hidden_size",
     "num_attention_heads",
@@ -86,4 +118,8 @@ POSITIVE = (
     "vocab_size",
     "vocab_size_per_layer_input",
     "max_position_embeddings",
+    "num_key_value_heads",
+    "head_dim",
+    "altup_num_inputs",
+    "laurel_rank",
 )

@@ -16,16 +16,18 @@ import mlx.core as mx
 from agp import quant
 from agp.models import table as disk
 from agp.models.decoder import Decoder
+from agp.models.files import read_json
 from agp.models.fill import fill
-from agp.models.folder import build, find, read_json
+from agp.models.folder import build, find
 from agp.models.layout import Layout
 from agp.models.packed import packings, stated
-from agp.models.tensors import Tensor, some
+from agp.models.tensors import Tensor, clean, some
 from agp.models.weights import compare, ours, survey
 from agp.text import Tokenizer, open_tokenizer
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 TABLES = ("disk", "memory")
+LONGEST_FAULT = 4000  # characters
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ def load(
     table     "disk" or "memory": where the per-layer embedding table stays; on disk if None and memory is short
     spare_kv  keep the keys and values that Gemma 3n's borrowing blocks do not use, for regimes in which they do
     """
-    wrong = [] if dtype is None or dtype in DTYPES else [f"dtype is {dtype!r}; one of {', '.join(DTYPES)} is needed"]
+    wrong = (
+        [] if dtype is None or dtype in tuple(DTYPES) else [f"dtype is {dtype!r}; one of {', '.join(DTYPES)} is needed"]
+    )
     wrong += [] if table is None or table in TABLES else [f"table is {table!r}; 'disk' or 'memory' is needed"]
     if wrong:
         raise ValueError("; ".join(wrong))
@@ -82,7 +86,11 @@ def load(
     notes = ["code named in config.json (auto_map) is ignored"] if "auto_map" in found.given else []
     notes += leave_table(model, found, table, kind, packing is not None)
     pack, more = choose(model, packing)
-    if bad := fill(model, found.tensors, pack, kind):
+    try:
+        bad = fill(model, found.tensors, pack, kind)
+    except ValueError as e:
+        raise ValueError(report(found.folder, [str(e)])) from e
+    if bad:
         raise ValueError(report(found.folder, [f"NaN or infinity in: {some(bad)}"]))
     say(notes + more)
     return Loaded(model, model.config, found.tokenizer, found.folder, tuple(notes + more))
@@ -107,7 +115,7 @@ def examine(folder: Path, spare_kv: bool) -> Checkpoint:
         wrong += faults
     except ValueError as e:
         wrong.append(str(e))
-    if found.model is not None and tensors:
+    if found.model is not None and (tensors or not wrong):  # if none was found, that has been said
         found.tensors, faults = ours(tensors, found.model.config)
         found.stored, contradictions = packings(found.model, found.tensors, said)
         quant.swap(found.model, found.stored)
@@ -116,6 +124,7 @@ def examine(folder: Path, spare_kv: bool) -> Checkpoint:
 
 
 def report(folder: Path, wrong: list[str]) -> str:
+    wrong = [clean(fault, LONGEST_FAULT) for fault in wrong]
     if len(wrong) == 1:
         return f"cannot load {folder}: {wrong[0]}"
     return f"cannot load {folder}, for {len(wrong)} reasons:\n" + "\n".join(f"- {fault}" for fault in wrong)

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.nn as nn
 
 from agp.models.decoder import Decoder
-from agp.models.tensors import FLOATS, Tensor, some
+from agp.models.tensors import FLOATS, Tensor, clean, shown, some
 from agp.models.weights import module_name
 from agp.quant import BITS, GROUPS, Packing, leaves
 
@@ -33,7 +33,7 @@ def packings(
             if packing is None:
                 shapes = "; ".join(f"{part.name} {part}" for part in parts.values() if part is not None)
                 size = list(module["weight"].shape)
-                wrong.append(f"no packing of {size} into 2 to 8 bits has these shapes: {shapes}")
+                wrong.append(f"no packing of {size} into 2 to 8 bits has these shapes: {clean(shapes, 600)}")
         if packing is not None:
             found[path] = packing
             continue
@@ -71,7 +71,7 @@ def contradictions(found: dict[str, Packing], tensors: dict[str, Tensor], said: 
         wrong.append(f"config.json: quantization is {default}, the tensors are {some(map(str, sorted(others)))}")
     if not found:
         wrong.append(f"config.json: quantization is {default}, but no tensor is quantized")
-    return [f"{len(wrong)} contradictions: {some(wrong)}"] if len(wrong) > 1 else wrong
+    return [f"{len(wrong)} contradictions: {some(wrong, most=400)}"] if len(wrong) > 1 else wrong
 
 
 def stated(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -85,9 +85,11 @@ def stated(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         return {}, []
     if not isinstance(said, dict) or not all(type(said.get(k)) is int for k in Packing._fields):
         kind = said.get("quant_method", "a method it does not name") if isinstance(said, dict) else said
-        return {}, [f"config.json: the weights are quantized by {kind}; AGP opens MLX's own (bits, group_size)"]
+        return {}, [
+            f"config.json: the weights are quantized by {clean(str(kind))}; AGP opens MLX's own (bits, group_size)"
+        ]
     modes = {str(v["mode"]) for v in (said, *said.values()) if isinstance(v, dict) and "mode" in v} - {"affine"}
-    return said, [f"config.json: quantization mode {mode!r}; AGP opens 'affine'" for mode in sorted(modes)]
+    return said, [f"config.json: quantization mode {shown(mode)}; AGP opens 'affine'" for mode in sorted(modes)]
 
 
 def entries(said: Mapping[str, Any]) -> Iterator[tuple[str, Packing | None]]:

@@ -5,7 +5,8 @@ import mlx.nn as nn
 import numpy as np
 
 from agp.memory import available
-from agp.models.tensors import Tensor, finite
+from agp.models.fill import all_finite
+from agp.models.tensors import Tensor
 from agp.quant import Packing
 
 NAME = "embed_tokens_per_layer"
@@ -42,11 +43,13 @@ class DiskTable(nn.Module):
         rows = mapped[ids]
         if tensor.dtype == "U32":
             return mx.array(rows)
-        if not finite(rows, tensor.dtype):
-            bad = sorted({int(i) for i in np.unique(ids) if not finite(mapped[i], tensor.dtype)})
-            raise ValueError(f"{tensor.name} holds NaN or infinity in rows {bad}")
         out = mx.array(rows).view(mx.bfloat16) if tensor.dtype == "BF16" else mx.array(rows)
-        return out if self._dtype is None else out.astype(self._dtype)
+        out = out if self._dtype is None else out.astype(self._dtype)  # a narrower type may make infinities
+        if not all_finite(out):
+            each = zip(ids.reshape(-1), out.reshape(ids.size, -1), strict=True)
+            bad = sorted({int(i) for i, row in each if not all_finite(row)})
+            raise ValueError(f"{tensor.name} holds NaN or infinity in rows {bad}")
+        return out
 
     def _extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.dims}, {self._packing or 'as stored'}, on disk"

@@ -1,6 +1,7 @@
 """What a safetensors file says it holds, checked against the file's own size before any number of it is read."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -9,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-LONGEST_HEADER = 100_000_000  # bytes; the format's own readers stop here too
+LONGEST_HEADER = 25_000_000  # bytes; E4B's is well below one million, and a reader needs many times as much memory
 BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "C64": 8}
 BYTES |= {"F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F32", "F16", "BF16")
 NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32}
 SHOWN = 20  # names of a kind that an error spells out
+LONGEST_NAME = 100  # characters of a name that an error shows
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,21 @@ def finite(numbers: np.ndarray, dtype: str) -> bool:
     return True
 
 
-def some(names: Iterable[str]) -> str:
+def some(names: Iterable[str], most: int = LONGEST_NAME) -> str:
     """All names, or the first few and how many more."""
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(clean(name, most) for name in names[:SHOWN]) + more
+
+
+def clean(text: str, most: int = LONGEST_NAME) -> str:
+    """Short, and nothing that a terminal would obey: what a file says may be meant for it."""
+    text = text if len(text) <= most else f"{text[:most]}..."
+    return re.sub(r"[^ -~]", lambda odd: ascii(odd[0])[1:-1], text)
+
+
+def shown(value: object) -> str:
+    return clean(ascii(value))
 
 
 def read_header(file: Path) -> tuple[list[Tensor], list[str]]:
@@ -64,16 +76,25 @@ def read_header(file: Path) -> tuple[list[Tensor], list[str]]:
             return [], [f"{file.name} has {size} bytes and no room for its header: truncated, or no safetensors file"]
         text = f.read(length)
     try:
-        pairs = json.loads(text, object_pairs_hook=list)
+        pairs = json.loads(text.decode("utf-8"), object_pairs_hook=list, parse_constant=refuse)
     except (ValueError, RecursionError):
         return [], [f"{file.name} has a header that is not JSON: damaged, or no safetensors file"]
     start, tensors, odd = 8 + length, [], []
-    for name, entry in pairs if well_paired(pairs) else [("the whole header", None)]:
-        if name != "__metadata__":
-            tensor = understand(name, entry, file, start)
-            tensors, odd = (tensors + [tensor], odd) if tensor else (tensors, odd + [str(name)])
+    an_object = text.startswith(b"{") and well_paired(pairs)  # pairs alone do not tell {} from []
+    for name, entry in pairs if an_object else [("the whole header", None)]:
+        if name == "__metadata__":
+            fine = entry is None or well_paired(entry) and all(isinstance(v, str) for _, v in entry)
+            odd += [] if fine else [name]  # None is what MLX writes for nothing
+        elif tensor := understand(name, entry, file, start):
+            tensors.append(tensor)
+        else:
+            odd.append(name)
     wrong = [f"{file.name} describes these in a way that makes no sense: {some(odd)}"] if odd else []
     return tensors, wrong + layout_faults(file, tensors, start, size, whole=not odd)
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def well_paired(value: object) -> bool:
@@ -111,7 +132,7 @@ def layout_faults(file: Path, tensors: list[Tensor], start: int, size: int, whol
         wrong.append(f"{file.name} names twice: {some(twice)}")
     for t in sorted(tensors, key=lambda t: (t.begin, t.end)):
         if whole and t.begin != at:
-            wrong.append(f"{file.name}: {t.name} starts at byte {t.begin}, where {at} was due")
+            wrong.append(f"{file.name}: {clean(t.name)} starts at byte {t.begin}, where {at} was due")
             break
         at = t.end
     else:

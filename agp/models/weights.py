@@ -9,9 +9,9 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from agp.models.decoder import Decoder
-from agp.models.folder import read_json
+from agp.models.files import fault, read_json, there
 from agp.models.layout import Layout
-from agp.models.tensors import FLOATS, Tensor, read_header, some
+from agp.models.tensors import FLOATS, Tensor, clean, read_header, some
 
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -33,9 +33,14 @@ def survey(folder: Path) -> tuple[list[Tensor], list[str]]:
     files, listed, wrong = shards(folder)
     tensors: list[Tensor] = []
     for file in files:
-        found, faults = read_header(file)
+        try:
+            found, faults = read_header(file)
+        except OSError as e:
+            found, faults = [], [f"{file.name} cannot be read: {e.strerror}"]
         tensors += found
         wrong += faults
+    if not tensors and not wrong:
+        wrong.append(f"no tensors in {some(file.name for file in files)}")
     if listed is not None:
         held = {t.name: t.file.name for t in tensors}
         if moved := sorted(n for n, file in listed.items() if n in held and held[n] != file):
@@ -49,34 +54,30 @@ def survey(folder: Path) -> tuple[list[Tensor], list[str]]:
 
 def shards(folder: Path) -> tuple[list[Path], dict[str, str] | None, list[str]]:
     """The files to read, what the index says of them where there is one, and what is wrong with either."""
-    there = sorted(folder.glob("model*.safetensors"))
-    if not (folder / INDEX).exists():
-        wrong = [] if there else [nothing(folder)]
-        wrong += [f"{file.name} points outside the folder" for file in there if outside(file)]
-        return [file for file in there if not outside(file)], None, wrong
+    here = sorted(folder.glob("model*.safetensors"))
+    if not there(folder / INDEX):
+        faults = {file: fault(file) for file in here}
+        wrong = [why for why in faults.values() if why] if here else [nothing(folder)]
+        return [file for file, why in faults.items() if not why], None, wrong
     listed = read_json(folder / INDEX).get("weight_map")
     if not isinstance(listed, dict):
         return [], None, [f"{INDEX} has no weight_map"]
-    files, wrong = [], []
+    files, wrong = [], [] if listed else [f"{INDEX} names no file"]
     for name in sorted(set(map(str, listed.values()))):
         file = folder / name
-        if Path(name).name != name or outside(file):
-            wrong.append(f"{INDEX} points outside the folder: {name}")
+        if Path(name).name != name or name == "..":
+            wrong.append(f"{INDEX} points outside the folder: {clean(name)}")
         elif file.suffix != ".safetensors":
-            wrong.append(f"{INDEX} points to {name}; only safetensors files are opened")
-        elif not file.is_file():
-            wrong.append(f"{INDEX} points to {name}, which is missing")
+            wrong.append(f"{INDEX} points to {clean(name)}; only safetensors files are opened")
+        elif not there(file):
+            wrong.append(f"{INDEX} points to {clean(name)}, which is missing")
+        elif why := fault(file):
+            wrong.append(why)
         else:
             files.append(file)
-    if strays := [file.name for file in there if file not in files and file.name not in listed.values()]:
+    if strays := [file.name for file in here if file not in files and file.name not in listed.values()]:
         wrong.append(f"{INDEX} does not know of: {some(strays)}")
     return files, listed, wrong
-
-
-def outside(file: Path) -> bool:
-    """A link out of the folder; the Hub's cache links to the `blobs` beside its `snapshots`, which is fine."""
-    folder, target = file.parent.resolve(), file.resolve().parent
-    return target != folder and not (folder.parent.name == "snapshots" and target == folder.parents[1] / "blobs")
 
 
 def nothing(folder: Path) -> str:
@@ -97,13 +98,15 @@ def ours(tensors: list[Tensor], config: Layout) -> tuple[dict[str, Tensor], list
         if name is None or is_spare(name, config):
             continue
         if name in kept:
-            wrong.append(f"{kept[name].name} and {tensor.name} would both be {name}")
+            wrong.append(f"{clean(kept[name].name)} and {clean(tensor.name)} would both be {clean(name)}")
         kept[name] = tensor
     if config.tie_word_embeddings:
         for name in [name for name in kept if name.startswith("lm_head.")]:
             head, twin = kept.pop(name), kept.get(name.replace("lm_head", "embed_tokens"))
             if twin is not None and not same(head, twin):
-                wrong.append(f"config.json ties the head to the embedding, but {head.name} differs from {twin.name}")
+                wrong.append(
+                    f"config.json ties the head to the embedding, but {clean(head.name)} differs from {twin.name}"
+                )
     return kept, wrong
 
 
@@ -149,9 +152,9 @@ def compare(model: Decoder, tensors: dict[str, Tensor]) -> list[str]:
         if tensor is None:
             continue
         if tensor.shape != tuple(shape):
-            shapes.append(f"{tensor.name} is {list(tensor.shape)}, config.json makes it {list(shape)}")
+            shapes.append(f"{tensor.name} is {clean(str(list(tensor.shape)))}, config.json makes it {list(shape)}")
         if tensor.dtype not in (("U32",) if "uint32" in dtype else FLOATS):
             types.append(f"{tensor.name} is {tensor.dtype}")
-    wrong += [f"wrong shape: {some(shapes)}"] if shapes else []
-    wrong += [f"wrong type ({', '.join(FLOATS)} are read): {some(types)}"] if types else []
+    wrong += [f"wrong shape: {some(shapes, most=400)}"] if shapes else []
+    wrong += [f"wrong type ({', '.join(FLOATS)} are read): {some(types, most=400)}"] if types else []
     return wrong
