@@ -82,11 +82,11 @@ def config_dict(family: str, name: str) -> dict:
 
 def spread(path: str, axes: int) -> tuple[float, float]:
     """Mean and deviation of a random weight: every part has a say, yet none so loud that rounding is blown up."""
-    if path.endswith(("q_norm.weight", "k_norm.weight")) or "layernorm" in path:
+    if path.endswith(("q_norm.weight", "k_norm.weight")) or "layernorm" in path or "post_" in path:
         return 0.5, 0.1
     if axes == 1:
         return 1.0, 0.2
-    return 0.0, 0.4 if "embed_tokens" in path else 0.15
+    return 0.0, 0.4 if "embed_tokens" in path else 0.12
 
 
 def random_weights(model: Decoder) -> None:

@@ -22,7 +22,7 @@ TOKENS = 96
 def tiny_pair(family: str) -> Pair:
     folder = ASSETS / f"tiny-{family}"
     loaded = agp.load(folder, dtype="float32")
-    theirs = CLASSES[family].from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    theirs = CLASSES[family].from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa").eval()
     text = next(iter(source.committed("heldout").values()))  # unseen, so that the loss is one, and its gradient
     return Pair(theirs, loaded.model, np.array([loaded.tokenizer.encode(text)[:TOKENS]]))
 
