@@ -1,6 +1,6 @@
 """transformers as the judge: it builds, saves and runs; our loader reads what it saved.
 
-The judge runs in float64: in float32 its own rounding is two to fifteen times ours on the gradients that cancel most.
+The judge runs in float64, or its own rounding would be measured along with ours.
 """
 
 from collections.abc import Iterator
