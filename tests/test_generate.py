@@ -10,9 +10,15 @@ import pytest
 import torch
 
 from agp.generate import generate, greedy, make_sampler, nucleus, prefill, until
-from tests.toys import text, toy
+from tests import toys
+from tests.toys import text
 
 PROMPT: list[int] = np.array(text(1, 23))[0].tolist()
+
+
+def toy(family: str = "gemma4", **changes):
+    """With a head of its own: a quiet toy whose head is its embedding says the last token over and over."""
+    return toys.toy(family, tie_word_embeddings=False, **changes)
 
 
 def tokens(model, prompt=PROMPT, **how):
