@@ -1,16 +1,19 @@
 """Checkpoints for tests: written from toys in moments, or by transformers itself; and ways to spoil them."""
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pytest
 import torch
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers
 
+import agp
 from agp.models.decoder import Decoder
 from tests.toys import config_dict, toy
 
@@ -101,3 +104,14 @@ def write_tokenizer(folder: Path, template: str | None = None, **settings) -> No
     (folder / "tokenizer_config.json").write_text(json.dumps(names | settings))
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
+
+
+def refusal(spoil: Callable[[Path], object], named: Iterable[str], folder: Path) -> str:
+    """What is said of a sound checkpoint once `spoil` is done with it; it names the folder and all of `named`."""
+    write(folder)
+    spoil(folder)
+    with pytest.raises(ValueError) as error:
+        agp.load(folder)
+    for part in [str(folder), *named]:
+        assert part in str(error.value)
+    return str(error.value)

@@ -13,7 +13,7 @@ import agp
 from agp.models.fill import fill
 from agp.models.gemma3n import Config
 from agp.models.tensors import some
-from tests.models.checkpoints import WEIGHTS, edit_config, edit_weights, write, write_tokenizer
+from tests.models.checkpoints import WEIGHTS, edit_config, edit_weights, refusal, write, write_tokenizer
 from tests.models.test_bad_input import INDEX, UP, config, header, replace
 from tests.toys import config_dict, text, toy
 
@@ -154,14 +154,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("spoil, named", FAULTS.values(), ids=FAULTS)
 def test_a_hostile_checkpoint_is_refused_and_the_fault_named(spoil, named, tmp_path):
-    folder = tmp_path / "checkpoint"
-    write(folder)
-    spoil(folder)
-    with pytest.raises(ValueError) as error:
-        agp.load(folder)
-    for part in [str(folder), *named]:
-        assert part in str(error.value)
-    assert len(str(error.value)) < 6000
+    assert len(refusal(spoil, named, tmp_path / "checkpoint")) < 6000
 
 
 ODD_3N = {
