@@ -1,6 +1,7 @@
-"""Training rows as a pure function of the step: half source, half items, packed, with weights for the loss."""
+"""Training rows as a pure function of the step: source and items, packed, with weights for the loss."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -8,24 +9,34 @@ import numpy as np
 import sentencepiece
 
 from curricula import families, source
-from scripts.tiny.shapes import CONTEXT, Shape
+from scripts.tiny.shapes import CONTEXT, ROWS, Shape
 
-ROWS = 4
 PROMPT_WEIGHT = 0.1
-# Families that take longer to learn are seen more often, and more so from the shape's `turn` on.
-OFTEN = {"arithmetic": 4, "code_semantics": 3, "delimiter_tracking": 3, "dead_code": 3, "uncertainty_signalling": 3}
-OFTEN_LATE = {
-    "arithmetic": 8,
-    "code_semantics": 8,
-    "delimiter_tracking": 5,
-    "refusal_compliance": 5,
-    "uncertainty_signalling": 5,
-    "json_schema": 3,
-    "dead_code": 3,
-}
-DRAW, DRAW_LATE = (
-    [family for family in families.FAMILIES for _ in range(often.get(family, 2))] for often in (OFTEN, OFTEN_LATE)
+# How often each family is drawn in each stage, twice where nothing is said. A shape enters the next stage at its
+# `turns`: first nearly alike, then, source being learned, more of what takes long, then of what comes within reach.
+STAGES: tuple[dict[str, int], ...] = (
+    {"arithmetic": 4, "code_semantics": 3, "delimiter_tracking": 3, "dead_code": 3, "uncertainty_signalling": 3},
+    {
+        "arithmetic": 8,
+        "code_semantics": 8,
+        "delimiter_tracking": 5,
+        "refusal_compliance": 5,
+        "uncertainty_signalling": 5,
+        "json_schema": 3,
+        "dead_code": 3,
+    },
+    {
+        "arithmetic": 4,
+        "delimiter_tracking": 6,
+        "refusal_compliance": 6,
+        "uncertainty_signalling": 6,
+        "json_schema": 5,
+        "dead_code": 5,
+        "variable_renaming": 4,
+        "copying": 3,
+    },
 )
+DRAWS = [[family for family in families.FAMILIES for _ in range(often.get(family, 2))] for often in STAGES]
 
 
 @dataclass(frozen=True)
@@ -98,14 +109,15 @@ class Batches:
             at = end
         return tokens, documents, weights
 
-    def source_rows(self, step: int) -> tuple[int, int]:
-        """How many rows of source a step has, and how many all steps before it had."""
-        early, late = (round(ROWS * share) for share in (self.shape.source_share, self.shape.late_share))
-        turn = min(step, self.shape.turn)
-        return (early if step < self.shape.turn else late), turn * early + (step - turn) * late
+    def stage(self, step: int) -> tuple[int, int]:
+        """Which stage a step belongs to, and how many rows of source all steps before it had."""
+        bounds = [0, *(turn for turn in self.shape.turns if turn <= step), step]
+        lengths = [end - start for start, end in pairwise(bounds)]
+        return len(lengths) - 1, sum(n * self.shape.source_rows(stage) for stage, n in enumerate(lengths))
 
     def batch(self, step: int) -> Batch:
-        from_source, before = self.source_rows(step)
+        stage, before = self.stage(step)
+        from_source = self.shape.source_rows(stage)
         rows = []
         for k in range(from_source):
             tokens = self.source_row(before + k)
@@ -114,7 +126,6 @@ class Batches:
             weights[-1] = 0
             weights[:-1][documents[1:] != documents[:-1]] = 0  # nothing predicts the next document's start
             rows.append((tokens, documents, weights))
-        draw = DRAW if step < self.shape.turn else DRAW_LATE
-        rows += [self.item_row(step * ROWS - before + k, draw) for k in range(ROWS - from_source)]
+        rows += [self.item_row(step * ROWS - before + k, DRAWS[stage]) for k in range(ROWS - from_source)]
         tokens, documents, weights = (np.stack(x) for x in zip(*rows, strict=True))
         return Batch(tokens, documents, weights, np.arange(ROWS) >= from_source)

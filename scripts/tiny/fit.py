@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from scripts.tiny import network, shapes
 from scripts.tiny.attention import masks
-from scripts.tiny.batches import ROWS, Batches
+from scripts.tiny.batches import Batches
 from scripts.tiny.optimizer import Optimizer
 
 STATE = "state.safetensors"
@@ -143,7 +143,7 @@ class Trainer:
 
     def report(self, row: dict, median: float) -> None:
         left = (self.plan.steps - row["step"]) * median
-        speed = ROWS * shapes.CONTEXT / median
+        speed = shapes.ROWS * shapes.CONTEXT / median
         with (self.plan.state / "log.jsonl").open("a") as log:
             log.write(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}) + "\n")
         print(

@@ -144,6 +144,26 @@ def test_batches_are_a_function_of_the_step_and_weigh_answers(tmp_path, little_s
     assert set(np.unique(a.weights[~a.is_item])) <= {0.0, 1.0} and a.weights[a.is_item].max() == 3.0
 
 
+def test_no_row_is_lost_or_repeated_where_the_mixture_turns(tmp_path, little_source, monkeypatch):
+    """Seen to fail with `before` counted in the present stage's share alone."""
+    shape = replace(shapes.SHAPES["tiny-gemma4"], source_share=(0.5, 0.25, 0.75), turns=(3, 5))
+    batches, seen = Batches(shape, TOKENIZER, tmp_path), {"source": [], "items": []}
+
+    def source_row(self, number):
+        seen["source"].append(number)
+        return np.full(shapes.CONTEXT, 2)
+
+    def item_row(self, number, draw):
+        seen["items"].append(number)
+        return (np.zeros(shapes.CONTEXT),) * 3
+
+    monkeypatch.setattr(Batches, "source_row", source_row)
+    monkeypatch.setattr(Batches, "item_row", item_row)
+    for step in range(8):
+        batches.batch(step)
+    assert seen["source"] == list(range(3 * 2 + 2 * 1 + 3 * 3)) and seen["items"] == list(range(3 * 2 + 2 * 3 + 3 * 1))
+
+
 @pytest.mark.slow
 def test_scoring_in_one_pass_is_what_greedy_decoding_gives(name):
     folder = TOKENIZER.parents[1] / name
