@@ -9,7 +9,7 @@ import numpy as np
 import sentencepiece
 
 from curricula import families, source
-from scripts.tiny.shapes import CONTEXT, ROWS, Shape
+from scripts.tiny.shapes import CONTEXT, ROWS, Shape, at
 
 PROMPT_WEIGHT = 0.1
 # How often each family is drawn in each stage, twice where nothing is said. A shape enters the next stage at its
@@ -74,14 +74,14 @@ class Batches:
 
     def source_row(self, number: int) -> np.ndarray:
         per_epoch = sum(map(len, self.documents)) // CONTEXT
-        epoch, at = divmod(number, per_epoch)
+        epoch, row = divmod(number, per_epoch)
         if epoch != self.epoch:
             rng = np.random.default_rng([self.shape.seed, epoch])
             self.epoch = epoch
             self.stream = np.concatenate([self.documents[i] for i in rng.permutation(len(self.documents))])
             self.order = rng.permutation(per_epoch)  # rows of one module must not follow each other for many steps
-        at = self.order[at]
-        return self.stream[at * CONTEXT : (at + 1) * CONTEXT].astype(np.int64)
+        row = self.order[row]
+        return self.stream[row * CONTEXT : (row + 1) * CONTEXT].astype(np.int64)
 
     def item_ids(self, index: int, rng: Random, draw: list[str]) -> tuple[list[int], int]:
         """The ids of an item and where its answer starts."""
@@ -93,20 +93,20 @@ class Batches:
         before = [2, *self.pieces.encode(prompt)]
         return [*before, *self.pieces.encode(item.answer), end], len(before)
 
-    def item_row(self, number: int, draw: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rng = Random(f"{self.shape.seed}/{number}")
+    def item_row(self, number: int, stage: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rng, draw = Random(f"{self.shape.seed}/{number}"), at(DRAWS, stage)
         tokens, documents = np.zeros(CONTEXT, np.int64), np.full(CONTEXT, -1, np.int64)
         weights = np.zeros(CONTEXT, np.float32)
-        at = 0
+        answer_weight, begin = at(self.shape.answer_weight, stage), 0
         for count in range(64):
             ids, start = self.item_ids(number * 64 + count, rng, draw)
-            if at + len(ids) > CONTEXT:
+            if begin + len(ids) > CONTEXT:
                 break
-            end = at + len(ids)
-            tokens[at:end], documents[at:end] = ids, count
-            weights[at : end - 1] = PROMPT_WEIGHT
-            weights[at + start - 1 : end - 1] = self.shape.answer_weight
-            at = end
+            end = begin + len(ids)
+            tokens[begin:end], documents[begin:end] = ids, count
+            weights[begin : end - 1] = PROMPT_WEIGHT
+            weights[begin + start - 1 : end - 1] = answer_weight
+            begin = end
         return tokens, documents, weights
 
     def stage(self, step: int) -> tuple[int, int]:
@@ -126,6 +126,6 @@ class Batches:
             weights[-1] = 0
             weights[:-1][documents[1:] != documents[:-1]] = 0  # nothing predicts the next document's start
             rows.append((tokens, documents, weights))
-        rows += [self.item_row(step * ROWS - before + k, DRAWS[stage]) for k in range(ROWS - from_source)]
+        rows += [self.item_row(step * ROWS - before + k, stage) for k in range(ROWS - from_source)]
         tokens, documents, weights = (np.stack(x) for x in zip(*rows, strict=True))
         return Batch(tokens, documents, weights, np.arange(ROWS) >= from_source)

@@ -23,25 +23,30 @@ class Shape:
     window: int = 64
     nested: tuple[int, ...] = ()  # narrower MLPs trained along
     drop: tuple[int, ...] = ()  # what the smallest regime leaves out, right after the last producer
-    source_share: tuple[float, ...] = (0.5, 0.25)  # of the rows in each stage; the last one stays
-    turns: tuple[int, ...] = ()  # the first step of each later stage
+    turns: tuple[int, ...] = ()  # the first step of each later stage of training
+    source_share: tuple[float, ...] = (0.5, 0.25)  # of the rows, by stage; the last one stays
+    answer_weight: tuple[float, ...] = (3.0, 3.0, 3.0, 10.0)  # beside 1 for a token of source, by stage
     seed: int = 0
-    answer_weight: float = 3.0
     notes: str = field(default="", compare=False)
 
     def source_rows(self, stage: int) -> int:
         """How many rows of a step are source, the rest being items."""
-        return round(ROWS * self.source_share[min(stage, len(self.source_share) - 1)])
+        return round(ROWS * at(self.source_share, stage))
+
+
+def at(values, stage: int):
+    """The value of a stage, where the last one given stays."""
+    return values[min(stage, len(values) - 1)]
 
 
 SHAPES = {
-    "tiny-gemma4": Shape("gemma4", turns=(3113, 5850)),
-    "tiny-gemma3n": Shape("gemma3n", mlp=256, nested=(192, 128), drop=(5, 6), turns=(1828, 3870)),
+    "tiny-gemma4": Shape("gemma4", turns=(3113, 5850, 7012)),
+    "tiny-gemma3n": Shape("gemma3n", mlp=256, nested=(192, 128), drop=(5, 6), turns=(1828, 3870, 4730)),
     "tiny-gemma4-m": Shape("gemma4", hidden=256, heads=4, mlp=256, notes="size ladder, middle"),
     "tiny-gemma4-l": Shape("gemma4", hidden=384, blocks=15, heads=6, mlp=384, notes="size ladder, large"),
     "tiny-gemma4-code": Shape("gemma4", source_share=(1.0,), notes="the same shape, source code only"),
     "tiny-gemma3n-l": Shape("gemma3n", hidden=256, blocks=15, heads=4, mlp=512, nested=(384, 256), drop=(5, 6, 7)),
-    "tiny-gemma4-other": Shape("gemma4", mlp=256, seed=1, source_share=(0.35,), answer_weight=2.0,
+    "tiny-gemma4-other": Shape("gemma4", mlp=256, seed=1, source_share=(0.35,), answer_weight=(2.0,),
                                notes="a second base: other seed, mixture and width"),
 }  # fmt: skip
 

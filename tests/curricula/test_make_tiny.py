@@ -153,7 +153,7 @@ def test_no_row_is_lost_or_repeated_where_the_mixture_turns(tmp_path, little_sou
         seen["source"].append(number)
         return np.full(shapes.CONTEXT, 2)
 
-    def item_row(self, number, draw):
+    def item_row(self, number, stage):
         seen["items"].append(number)
         return (np.zeros(shapes.CONTEXT),) * 3
 
