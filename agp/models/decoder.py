@@ -46,7 +46,7 @@ class Run:
 
 
 class Decoder(nn.Module):
-    """A family adds `embed_vectors`, `per_layer_inputs`, `start`, `normed` and `active`; a block is `block(x, run)`."""
+    """A family adds `start`, `normed` and `active`; a block is `block(x, run)`."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -63,9 +63,27 @@ class Decoder(nn.Module):
     ) -> Stream:
         """Ids, or vectors in the residual's own units, or both: then the ids only pick the per-layer inputs."""
         if vectors is None:
+            assert tokens is not None
             vectors = self.embed_vectors(tokens)
         inputs = self.per_layer_inputs(tokens, vectors)
         return Stream(self.start(vectors), inputs, vectors.shape[1] if end is None else end, pad, {})
+
+    def embed_vectors(self, tokens: mx.array) -> mx.array:
+        return self.embed_tokens(tokens) * self.config.hidden_size**0.5
+
+    def per_layer_inputs(self, tokens: mx.array | None, vectors: mx.array) -> mx.array | None:
+        """B L N P: what the ids say, and what the vectors say; without ids the vectors alone."""
+        config, told = self.config, self.config.hidden_size_per_layer_input
+        if not told:
+            return None
+        shape = (*vectors.shape[:2], config.num_layers, told)
+        projected = self.per_layer_model_projection(vectors) * config.hidden_size**-0.5
+        projected = self.per_layer_projection_norm(projected.reshape(shape))
+        if tokens is None:
+            return projected
+        if config.vocab_size_per_layer_input < config.vocab_size:  # in Gemma 3n, ids of other senses have no row
+            tokens = mx.where(tokens < config.vocab_size_per_layer_input, tokens, 0)
+        return (projected + self.embed_tokens_per_layer(tokens).reshape(shape) * told**0.5) * 2**-0.5
 
     def blocks(
         self,

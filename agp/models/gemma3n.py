@@ -218,19 +218,6 @@ class Model(Decoder):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(dim, config.vocab_size, bias=False)
 
-    def embed_vectors(self, tokens: mx.array) -> mx.array:
-        return self.embed_tokens(tokens) * self.config.hidden_size**0.5
-
-    def per_layer_inputs(self, tokens: mx.array | None, vectors: mx.array) -> mx.array:
-        told = self.config.hidden_size_per_layer_input
-        shape = (*vectors.shape[:2], self.config.num_layers, told)
-        projected = self.per_layer_model_projection(vectors) * self.config.hidden_size**-0.5
-        projected = self.per_layer_projection_norm(projected.reshape(shape))
-        if tokens is None:
-            return projected
-        known = mx.where(tokens < self.config.vocab_size_per_layer_input, tokens, 0)
-        return (projected + self.embed_tokens_per_layer(known).reshape(shape) * told**0.5) * 2**-0.5
-
     def start(self, vectors: mx.array) -> mx.array:
         others = [same_size(linear(vectors), vectors) for linear in self.altup_projections]
         return mx.stack([vectors, *others], axis=2)

@@ -10,7 +10,7 @@ import mlx.nn as nn
 from agp.fused import RMSNorm
 from agp.layers import Attention, gelu_times, tail
 from agp.models.decoder import Decoder, Run
-from agp.models.layout import Layout, ropes
+from agp.models.layout import Layout, ropes, whole
 from agp.sites import Site
 
 ROPE = {
@@ -39,6 +39,12 @@ class Config(Layout):
     hidden_size_per_layer_input: int = 256
     attention_k_eq_v: bool = False
     attention_bias: bool = False
+
+    def faults(self) -> list[str]:
+        rows, ids = self.vocab_size_per_layer_input, self.vocab_size
+        if self.hidden_size_per_layer_input and whole(rows) and whole(ids) and rows < ids:
+            return [f"vocab_size_per_layer_input is {rows} for a vocabulary of {ids}; Gemma 4 has a row for every id"]
+        return []
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Self:
@@ -151,20 +157,6 @@ class Model(Decoder):
         self.norm = RMSNorm(dim, config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(dim, config.vocab_size, bias=False)
-
-    def embed_vectors(self, tokens: mx.array) -> mx.array:
-        return self.embed_tokens(tokens) * self.config.hidden_size**0.5
-
-    def per_layer_inputs(self, tokens: mx.array | None, vectors: mx.array) -> mx.array | None:
-        told = self.config.hidden_size_per_layer_input
-        if not told:
-            return None
-        shape = (*vectors.shape[:2], self.config.num_layers, told)
-        projected = self.per_layer_model_projection(vectors) * self.config.hidden_size**-0.5
-        projected = self.per_layer_projection_norm(projected.reshape(shape))
-        if tokens is None:
-            return projected
-        return (projected + self.embed_tokens_per_layer(tokens).reshape(shape) * told**0.5) * 2**-0.5
 
     def start(self, vectors: mx.array) -> mx.array:
         return vectors

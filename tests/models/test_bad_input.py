@@ -147,6 +147,7 @@ FAULTS = {
     "no model type": (config(model_type=None), ["model_type is None"]),
     "another text type inside": (config(model_type="gemma3n", text_config={"model_type": "llama"}), ["says llama"]),
     "a text config that is none": (config(text_config=[1]), ["text_config is a list"]),
+    "fewer rows than ids": (config(vocab_size_per_layer_input=80), ["80 for a vocabulary of 96"]),
     "experts": (config(enable_moe_block=True), ["with experts"]),
     "a number that is none": (
         config(num_hidden_layers="six", head_dim=1.5),
