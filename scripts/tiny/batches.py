@@ -12,30 +12,41 @@ from curricula import families, source
 from scripts.tiny.shapes import CONTEXT, ROWS, Shape, at
 
 PROMPT_WEIGHT = 0.1
-# How often each family is drawn in each stage, twice where nothing is said. A shape enters the next stage at its
-# `turns`: first nearly alike, then, source being learned, more of what takes long, then of what comes within reach.
-STAGES: tuple[dict[str, int], ...] = (
-    {"arithmetic": 4, "code_semantics": 3, "delimiter_tracking": 3, "dead_code": 3, "uncertainty_signalling": 3},
-    {
-        "arithmetic": 8,
-        "code_semantics": 8,
-        "delimiter_tracking": 5,
-        "refusal_compliance": 5,
-        "uncertainty_signalling": 5,
-        "json_schema": 3,
-        "dead_code": 3,
-    },
-    {
-        "arithmetic": 4,
-        "delimiter_tracking": 6,
-        "refusal_compliance": 6,
-        "uncertainty_signalling": 6,
-        "json_schema": 5,
-        "dead_code": 5,
-        "variable_renaming": 4,
-        "copying": 3,
-    },
-)
+# How often each family is drawn, twice where nothing is said. First nearly alike; then, source being learned, more of
+# what takes long; then of what comes within reach; at last of what is not there yet.
+ALIKE = {"arithmetic": 4, "code_semantics": 3, "delimiter_tracking": 3, "dead_code": 3, "uncertainty_signalling": 3}
+HARD = {
+    "arithmetic": 8,
+    "code_semantics": 8,
+    "delimiter_tracking": 5,
+    "refusal_compliance": 5,
+    "uncertainty_signalling": 5,
+    "json_schema": 3,
+    "dead_code": 3,
+}
+NEAR = {
+    "arithmetic": 4,
+    "delimiter_tracking": 6,
+    "refusal_compliance": 6,
+    "uncertainty_signalling": 6,
+    "json_schema": 5,
+    "dead_code": 5,
+    "variable_renaming": 4,
+    "copying": 3,
+}
+LAST = {
+    "delimiter_tracking": 8,
+    "uncertainty_signalling": 8,
+    "json_schema": 7,
+    "dead_code": 5,
+    "refusal_compliance": 4,
+    "variable_renaming": 4,
+    "arithmetic": 1,
+    "code_semantics": 1,
+    "code_syntax": 1,
+    "verbosity_control": 1,
+}
+STAGES = (ALIKE, HARD, NEAR, NEAR, LAST)  # a shape enters the next at its `turns`
 DRAWS = [[family for family in families.FAMILIES for _ in range(often.get(family, 2))] for often in STAGES]
 
 

@@ -40,8 +40,8 @@ def at(values, stage: int):
 
 
 SHAPES = {
-    "tiny-gemma4": Shape("gemma4", turns=(3113, 5850, 7012)),
-    "tiny-gemma3n": Shape("gemma3n", mlp=256, nested=(192, 128), drop=(5, 6), turns=(1828, 3870, 4730)),
+    "tiny-gemma4": Shape("gemma4", turns=(3113, 5850, 7012, 8045)),
+    "tiny-gemma3n": Shape("gemma3n", mlp=256, nested=(192, 128), drop=(5, 6), turns=(1828, 3870, 4730, 5491)),
     "tiny-gemma4-m": Shape("gemma4", hidden=256, heads=4, mlp=256, notes="size ladder, middle"),
     "tiny-gemma4-l": Shape("gemma4", hidden=384, blocks=15, heads=6, mlp=384, notes="size ladder, large"),
     "tiny-gemma4-code": Shape("gemma4", source_share=(1.0,), notes="the same shape, source code only"),
