@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -32,25 +34,37 @@ def digest(path: Path | str) -> str:
     return hashlib.sha256("".join(f"{digest(p)}  {name}\n" for name, p in files).encode()).hexdigest()
 
 
-def write_bytes(path: Path | str, data: bytes) -> None:
-    """Write by rename, so that a file that exists is whole, also after a power cut."""
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """A file to write; it takes the place of `path` when it is whole, also after a power cut."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".part{path.suffix}")
+    os.close(handle)
+    part = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield part
+        with part.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(part, 0o644)  # mkstemp makes it private
-        os.replace(part, path)
+        part.chmod(0o644)  # mkstemp makes it private
+        part.replace(path)
     finally:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+def write_safetensors(path: Path | str, arrays: dict[str, mx.array], about: dict[str, str] | None = None) -> None:
+    with replacing(path) as part:
+        mx.save_safetensors(str(part), arrays, about or {"format": "mlx"})
 
 
 def write_json(path: Path | str, value: object) -> None:
