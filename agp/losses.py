@@ -1,0 +1,63 @@
+"""The loss of the next token, at supervised positions only and a few at a time: never all logits at once.
+
+A chunk's gradient is found beside its loss, while its logits are there, and kept in their stead: one product with the
+head forward, one back, and none again.
+"""
+
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+CHUNK = 128  # positions whose logits exist at once: 128 MiB in float32 for a vocabulary of 262144
+HEAD = ("altup_unembed_projections", "norm", "lm_head", "embed_tokens")
+
+Sums = tuple[mx.array, mx.array]  # the loss summed, and over how much weight
+
+
+def next_token(model: Any, hidden: mx.array, targets: mx.array, weights: mx.array, chunk: int = CHUNK) -> Sums:
+    """`hidden` are the last block's states at the supervised positions, S D (Gemma 3n: S 4 D). For training."""
+    own: Any = tree_flatten({name: tree for name, tree in model.trainable_parameters().items() if name in HEAD})
+    names = [name for name, _ in own]
+
+    @mx.custom_function
+    def summed(hidden, *weights_of_head):
+        loss, slopes, of_head = mx.array(0.0), [], [mx.zeros_like(w) for w in weights_of_head]
+        for part in parts(hidden, chunk):
+            h = mx.depends([hidden[part]], [loss, *slopes[-1:]])[0]  # or all chunks would be under way at once
+            missed = partial(missed_with, model, names, targets[part], weights[part])
+            (new,), (slope, *more) = mx.vjp(missed, [h, *weights_of_head], [mx.array(1.0)])
+            loss, slopes, of_head = loss + new, [*slopes, slope], [a + b for a, b in zip(of_head, more, strict=True)]
+        return loss, mx.concatenate(slopes), *of_head
+
+    @summed.vjp
+    def slopes(_primals, cotangents, outputs):
+        return tuple(cotangents[0].astype(slope.dtype) * slope for slope in outputs[1:])
+
+    loss = summed(hidden, *(w for _, w in own))[0]
+    model.update(tree_unflatten(own))
+    return loss, weights.sum()
+
+
+def missed_with(model: Any, names: list[str], targets: mx.array, weights: mx.array, hidden: mx.array, *of_head):
+    model.update(tree_unflatten(list(zip(names, of_head, strict=True))))
+    return missed_by(model, hidden, targets, weights)
+
+
+def measured(model: Any, hidden: mx.array, targets: mx.array, weights: mx.array, chunk: int = CHUNK) -> Sums:
+    """The same without a gradient."""
+    loss = mx.array(0.0)
+    for part in parts(hidden, chunk):
+        loss = loss + missed_by(model, mx.depends([hidden[part]], [loss])[0], targets[part], weights[part])
+    return loss, weights.sum()
+
+
+def parts(hidden: mx.array, chunk: int) -> list[slice]:
+    return [slice(at, at + chunk) for at in range(0, hidden.shape[0], chunk)]
+
+
+def missed_by(model: Any, hidden: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
+    logits = model.head(model.normed(hidden[None]))[0].astype(mx.float32)
+    true = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return (weights * (mx.logsumexp(logits, axis=-1) - true)).sum()
