@@ -2,9 +2,16 @@
 
 import argparse
 import ctypes
+import json
 import os
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch starts slowly, and only after its threads are set
+    from scripts.tiny.fit import Plan
 
 ASSETS = Path("agp/assets")
 
@@ -70,37 +77,34 @@ def keep_memory() -> None:
 
 
 def train(args: argparse.Namespace, state: Path) -> None:
-    import shutil
-
     keep_memory()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(state.parent / "compiled"))
     import torch
 
-    from scripts.tiny.fit import STATE, Plan, Trainer, load_step
+    from scripts.tiny.fit import Plan, Trainer
 
     torch.set_num_threads(args.threads)
     plan = Plan(args.shape, state, ASSETS / "tiny-gemma4" / "tokenizer.model", args.steps,
                 muon=not args.adamw, compile=not args.no_compile, peak=args.peak)  # fmt: skip
     if args.finish:
-        branch = state.with_name(state.name + "-finish")
-        branch.mkdir(parents=True, exist_ok=True)
-        begun = branch / "decay.txt"  # a finish that was interrupted goes on; a new one starts from the plateau
-        if not begun.exists() or load_step(branch) >= int(begun.read_text()) + args.finish:
-            shutil.copyfile(state / STATE, branch / STATE)
-            begun.write_text(str(load_step(state)))
-        first = int(begun.read_text())
-        plan = Plan(
-            args.shape,
-            branch,
-            plan.tokenizer,
-            first + args.finish,
-            first,
-            muon=plan.muon,
-            compile=plan.compile,
-            peak=plan.peak,
-        )
-    state.mkdir(parents=True, exist_ok=True)
+        plan = branched(plan, args.finish)
+    plan.state.mkdir(parents=True, exist_ok=True)
     Trainer(plan).run()
+
+
+def branched(plan: "Plan", steps: int) -> "Plan":
+    """A copy of the plateau that decays over `steps`; the same branch, interrupted, goes on where it was."""
+    from scripts.tiny.fit import STATE, load_step
+
+    branch = plan.state.with_name(plan.state.name + "-finish")
+    first = load_step(plan.state)
+    begun, ask = branch / "decay.json", {"from": first, "steps": steps}
+    if not begun.exists() or json.loads(begun.read_text()) != ask:
+        shutil.rmtree(branch, ignore_errors=True)
+        branch.mkdir(parents=True)
+        shutil.copyfile(plan.state / STATE, branch / STATE)
+        begun.write_text(json.dumps(ask))
+    return replace(plan, state=branch, steps=first + steps, decay_from=first)
 
 
 if __name__ == "__main__":
