@@ -27,9 +27,11 @@ def recompute(then: Visit = plain) -> Visit:
             x, *borrowed = three
 
         def inner(weights, x, inputs, borrowed):
+            own = block.trainable_parameters()
             block.update(weights)
             mine = replace(run, inputs=inputs, borrowed=None if borrowed is None else KV(*borrowed))
             y = then(site, lambda x: block(x, mine), x)
+            block.update(own)
             return y, mine.made
 
         y, run.made = mx.checkpoint(inner)(block.trainable_parameters(), x, run.inputs, borrowed)

@@ -1,0 +1,97 @@
+"""What a run must keep to go on in the same bits: weights, optimizer, step, best score; whole files, by rename."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from agp.artifacts import write_bytes, write_safetensors
+from agp.models.tensors import read_header, some
+
+STATE, BEST = "state.safetensors", "best.safetensors"
+
+
+@dataclass
+class State:
+    made_with: dict[str, Any]  # config and inputs: a state made with others is not continued
+    step: int = 0
+    loss: float = math.nan  # of the last batch
+    best: float | None = None
+    best_step: int | None = None
+    worse: int = 0  # evaluations since
+    saved: int = field(default=0, compare=False)
+
+    @classmethod
+    def load(cls, out: Path, model: Any, optimizer: Any, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> Self:
+        """Put what `out` holds into model and optimizer; a fresh state where it holds none."""
+        made_with = json.loads(json.dumps({"config": config, "inputs": inputs}))
+        path = out / STATE
+        if not path.exists():
+            return cls(made_with)
+        if wrong := read_header(path)[1]:
+            raise ValueError(f"{out} cannot be resumed: {'; '.join(wrong)}")
+        loaded: Any = mx.load(str(path), return_metadata=True)
+        arrays, about = loaded
+        kept = json.loads(about["agp"])
+        if others := differences(kept["made_with"], made_with):
+            raise ValueError(
+                f"{out} holds a run made with {'; '.join(others)}. Ask as it was made, or give another folder"
+            )
+        wanted = flat(model, optimizer)
+        odd = sorted(wanted.keys() ^ arrays.keys()) or [n for n, a in arrays.items() if a.shape != wanted[n].shape]
+        if odd:
+            raise ValueError(f"{path} does not fit this model: {some(odd)}. Give another folder")
+        tree: Any = tree_unflatten(list(arrays.items()))
+        model.update(tree["model"])
+        optimizer.state = tree["optimizer"]
+        return cls(**kept, saved=kept["step"])
+
+    def judged(self, score: float) -> bool:
+        """Whether it is the best yet."""
+        better = math.isfinite(score) and (self.best is None or score < self.best)
+        self.worse = 0 if better else self.worse + 1
+        if better:
+            self.best, self.best_step = score, self.step
+        return better
+
+    def save(self, out: Path, model: Any, optimizer: Any) -> None:
+        kept = {k: v for k, v in vars(self).items() if k != "saved"}
+        write_safetensors(out / STATE, flat(model, optimizer), {"agp": json.dumps(kept)})
+        self.saved = self.step
+
+
+def flat(model: Any, optimizer: Any) -> dict[str, mx.array]:
+    arrays: Any = tree_flatten({"model": model.trainable_parameters(), "optimizer": optimizer.state})
+    return dict(arrays)
+
+
+def keep_best(out: Path, model: Any, state: State) -> None:
+    arrays: Any = tree_flatten(model.trainable_parameters())
+    write_safetensors(out / BEST, dict(arrays), {"step": str(state.best_step), "loss": str(state.best)})
+
+
+def differences(kept: Any, asked: Any, at: str = "") -> list[str]:
+    if isinstance(kept, dict) and isinstance(asked, dict):
+        names = sorted(kept.keys() | asked.keys())
+        return [d for n in names for d in differences(kept.get(n), asked.get(n), f"{at}.{n}" if at else n)]
+    return [] if kept == asked else [f"{at} = {kept!r}, asked for is {asked!r}"]
+
+
+def keep_rows(path: Path, step: int) -> None:
+    """Drop what was written after the state that is resumed, and a line that a kill cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if step and row["step"] <= step:
+            kept.append(line)
+    write_bytes(path, "".join(f"{line}\n" for line in kept).encode())

@@ -1,0 +1,216 @@
+"""The one training loop: everything trained in this project is trained here.
+
+A loss returns its sum and over how much weight; only sums cross micro-batches and hosts, so how a batch is cut changes
+nothing. A step is a function of its number, so a run that was broken off and resumed ends in the same bits.
+"""
+
+import json
+import math
+import operator
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_map, tree_reduce
+
+from agp.losses import Sums
+from agp.states import State, keep_best, keep_rows
+
+Loss = Callable[..., Sums]  # (model, *batch)
+Batches = Callable[[int, int], tuple[mx.array, ...]]  # (step, micro-batch) -> what the loss takes
+Scores = Callable[[], Mapping[str, float]]  # held-out losses; "loss" is the one that decides
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    steps: int
+    rate: float = 1e-4  # the highest
+    warmup: int = 0  # steps up to it
+    floor: float = 0.1  # the share of it at the end of the cosine
+    accumulate: int = 1  # micro-batches a step
+    clip: float = 1.0  # longest gradient
+    weight_decay: float = 0.0
+    seed: int = 0
+    log_every: int = 10
+    save_every: int = 100
+    evaluate_every: int = 100
+    patience: int | None = None  # evaluations without a better one before it ends
+
+    def faults(self) -> list[str]:
+        wrong = [f"{k} is {v!r}; 1 or more is needed" for k, v in asdict(self).items() if k in COUNTS and v < 1]
+        wrong += [
+            f"{k} is {v!r}; above 0 is needed" for k, v in asdict(self).items() if k in ("rate", "clip") and v <= 0
+        ]
+        return wrong
+
+    def rate_at(self, step: int) -> float:
+        """Of a step, counted from 1: a straight line up, then half a cosine down."""
+        if step <= self.warmup:
+            return self.rate * step / self.warmup
+        gone = (step - self.warmup - 1) / max(1, self.steps - self.warmup - 1)
+        return self.rate * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * gone)) / 2)
+
+
+COUNTS = ("steps", "accumulate", "log_every", "save_every", "evaluate_every")
+
+
+class Report(NamedTuple):
+    step: int  # the last one done
+    loss: float  # of its batch
+    best: float | None  # held-out loss
+    best_step: int | None
+    ended: str  # "done", "early" or "interrupted"
+
+
+def fit(
+    model: Any,
+    loss: Loss,
+    batches: Batches,
+    config: FitConfig,
+    out: Path | str,
+    *,
+    scores: Scores | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    watch: Callable[[dict], None] = lambda row: None,
+    group: Any = None,
+) -> Report:
+    """Train what is unfrozen in `model`; go on from `out` if it holds a state made with this config and inputs."""
+    if wrong := config.faults():
+        raise ValueError("; ".join(wrong))
+    run = Run(model, loss, config, Path(out), inputs or {}, group)
+    keep_rows(run.out / METRICS, run.state.step)
+    ended = "early" if config.patience is not None and run.state.worse >= config.patience else "done"
+    with interruptible() as asked:
+        if scores is not None and not run.state.step:
+            run.judge(scores, watch)
+        while run.state.step < config.steps and ended == "done":
+            stop = run.step(batches, asked, watch)
+            step = run.state.step
+            if scores is not None and (step % config.evaluate_every == 0 or step == config.steps):
+                run.judge(scores, watch)
+                if config.patience is not None and run.state.worse >= config.patience:
+                    ended = "early"
+            ended = "interrupted" if stop and step < config.steps else ended
+            if ended != "done" or step % config.save_every == 0 or step == config.steps:
+                run.save()
+    return Report(run.state.step, run.state.loss, run.state.best, run.state.best_step, ended)
+
+
+class Run:
+    """A model on its way, and all that has to be kept for it to go on."""
+
+    def __init__(self, model: Any, loss: Loss, config: FitConfig, out: Path, inputs: Mapping[str, Any], group: Any):
+        self.model, self.config, self.out, self.group = model, config, out, group
+        self.rank, self.size = (group.rank(), group.size()) if group is not None else (0, 1)
+        self.optimizer = optim.AdamW(config.rate, weight_decay=config.weight_decay, bias_correction=True)
+        self.optimizer.init(model.trainable_parameters())
+        self.state = State.load(out, model, self.optimizer, asdict(config), inputs)
+        model.train()
+        graph = nn.value_and_grad(model, lambda *batch: loss(model, *batch))
+        state = [model.state, mx.random.state]
+        self.micro = mx.compile(graph, inputs=state, outputs=state)
+
+    def step(self, batches: Batches, asked: Callable[[], bool], watch: Callable[[dict], None]) -> bool:
+        """One update; whether some host was asked to stop."""
+        started, number = time.perf_counter(), self.state.step + 1
+        total = None
+        for micro in range(self.config.accumulate):
+            mx.random.seed(drawn(self.config.seed, number, micro, self.rank))
+            (summed, count), grads = self.micro(*batches(number, micro))
+            new = [mx.stack([summed, count]), grads]
+            total = new if total is None else tree_map(operator.add, total, new)
+            mx.eval(total)  # or MLX, which is lazy, would hold all micro-batches at once
+        assert total is not None
+        sums, stops, grads = self.over_hosts(total[0], asked(), total[1])
+        summed, count = real(sums[0]), real(sums[1])
+        value, norm = (x / count if count else math.nan for x in (summed, length(grads)))
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise FloatingPointError(self.broken(number, value, norm))
+        self.optimizer.learning_rate = mx.array(self.config.rate_at(number))
+        scale = min(1.0, self.config.clip / norm if norm else 1.0) / count
+        self.optimizer.update(self.model, tree_map(lambda g: g * scale, grads))
+        mx.eval(self.model.trainable_parameters(), self.optimizer.state)
+        self.state.step, self.state.loss = number, value
+        seconds = time.perf_counter() - started
+        self.tell(watch, step=number, loss=value, norm=norm, rate=self.config.rate_at(number), count=count,
+                  seconds=seconds, peak_bytes=mx.get_peak_memory())  # fmt: skip
+        return stops
+
+    def over_hosts(self, sums: mx.array, asked: bool, grads: Any) -> tuple[mx.array, bool, Any]:
+        """Sums over all hosts. On the CPU's stream: a GPU that waits for a slow peer is killed by its watchdog."""
+        if self.size == 1:
+            return sums, asked, grads
+        add = lambda x: mx.distributed.all_sum(x, group=self.group, stream=mx.cpu)
+        told = add(mx.concatenate([sums, mx.array([float(asked)])]))
+        grads = tree_map(add, grads)
+        mx.eval(told, grads)
+        return told[:2], real(told[2]) > 0, grads
+
+    def broken(self, number: int, value: float, norm: float) -> str:
+        what = f"the loss is {value} and its gradient {norm} long at step {number}"
+        return f"{what}; nothing was updated. The last good state is step {self.state.saved} in {self.out}"
+
+    def judge(self, scores: Scores, watch: Callable[[dict], None]) -> None:
+        self.model.eval()
+        found = dict(scores())
+        self.model.train()
+        if self.state.judged(found["loss"]):
+            keep_best(self.out, self.model, self.state)
+        self.tell(watch, step=self.state.step, **{f"held_{name}": value for name, value in found.items()})
+
+    def tell(self, watch: Callable[[dict], None], **row: Any) -> None:
+        if self.rank:
+            return
+        watch(row)
+        due = row["step"] % self.config.log_every == 0 or row["step"] == self.config.steps or "held_loss" in row
+        if due:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with (self.out / METRICS).open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def save(self) -> None:
+        self.state.save(self.out, self.model, self.optimizer)
+
+
+def real(x: Any) -> float:
+    return x.item()
+
+
+def length(grads: Any) -> float:
+    total: Any = tree_reduce(lambda total, g: total + mx.square(g).sum(), grads, mx.array(0.0))
+    return real(mx.sqrt(total))
+
+
+def drawn(*numbers: int) -> int:
+    """A seed of its own for each host, step and micro-batch."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@contextmanager
+def interruptible():
+    """Ctrl-C lets the step end and be saved; a second one does not wait."""
+    asked = []
+
+    def note(number, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    try:
+        before = {sort: signal.signal(sort, note) for sort in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread, where signals do not come
+        before = {}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for sort, handler in before.items():
+            signal.signal(sort, handler)
