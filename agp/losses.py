@@ -58,6 +58,8 @@ def parts(hidden: mx.array, chunk: int) -> list[slice]:
 
 
 def missed_by(model: Any, hidden: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
+    """Where the target is nearly sure, `softmax - 1` would lose the slope to rounding; that of all others keeps it."""
     logits = model.head(model.normed(hidden[None]))[0].astype(mx.float32)
     true = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return (weights * (mx.logsumexp(logits, axis=-1) - true)).sum()
+    others = mx.where(mx.arange(logits.shape[-1]) == targets[:, None], -mx.inf, logits)
+    return (weights * mx.logaddexp(0.0, mx.logsumexp(others, axis=-1) - true)).sum()

@@ -28,7 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--finish", type=int, metavar="N", help="from the saved state, decay over N steps on a branch")
     parser.add_argument("--ship", action="store_true", help="round the finished branch to bfloat16 into agp/assets")
     parser.add_argument("--score", action="store_true", help="score what is shipped and write results/tiny.json")
-    parser.add_argument("--items", type=int, default=300, help="test items a family in scoring")
+    parser.add_argument("--items", type=int, default=200, help="test items a family in scoring")
     parser.add_argument(
         "--list-source", action="store_true", help="rewrite the list of source modules and the held-out text"
     )

@@ -24,7 +24,7 @@ def encoded(pieces, family: str, split: str, count: int) -> list[tuple[list[int]
 
 
 class Lens:
-    """Reads every block's output through the final norm and head, as if the model ended there."""
+    """Reads states of a block's output, T D, through the final norm and head, as if the model ended there."""
 
     def __init__(self, model):
         self.model, self.states = model, []
@@ -35,7 +35,7 @@ class Lens:
 
     def read(self, state: torch.Tensor) -> torch.Tensor:
         inner = self.model.model
-        if state.dim() == 4:  # Gemma 3n: all four streams are brought together, as after the last block
+        if state.dim() == 3:  # Gemma 3n: all four streams are brought together, as after the last block
             first = state[0]
             size = first.pow(2).mean(-1, keepdim=True).sqrt()
             streams = [first]
@@ -68,10 +68,11 @@ def exact_by_block(model, pieces, family: str, split: str, count: int) -> np.nda
             tokens[row, : len(ids)] = torch.tensor(ids)
         lens.states.clear()
         model.model(input_ids=tokens, use_cache=False)
-        said = [lens.read(state) for state in lens.states]
-        for row, (ids, start) in enumerate(part):
-            true = torch.tensor(ids[start:])
-            found.append([bool((choice[row, start - 1 : len(ids) - 1] == true).all()) for choice in said])
+        places = [(row, i - 1) for row, (ids, start) in enumerate(part) for i in range(start, len(ids))]
+        which, before = torch.tensor(places).T  # only where an answer's token is predicted
+        true = tokens[which, before + 1]
+        right = torch.stack([lens.read(state[..., which, before, :]) == true for state in lens.states], 1)
+        found += [answer.all(0).tolist() for answer in right.split([len(ids) - start for ids, start in part])]
     lens.close()
     return np.array(found)
 

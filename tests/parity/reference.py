@@ -18,6 +18,7 @@ from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm, Gemma3n
 from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
 
 import agp
+from agp.losses import next_token
 from agp.models.decoder import Decoder
 from agp.sites import Site, record
 from export.ruler import Distance, measure
@@ -117,8 +118,9 @@ def gradients(pair: Pair) -> Iterator[Distance]:
     weights = dict(tree_flatten(ours.parameters()))
 
     def loss(model):
-        logits = model(tokens).logits
-        return nn.losses.cross_entropy(logits[:, :-1], mx.array(tokens[:, 1:])).mean()
+        hidden = model.blocks(model.embed(mx.array(tokens))).hidden[:, :-1].flatten(0, 1)
+        summed, count = next_token(model, hidden, mx.array(tokens[:, 1:]).flatten(), mx.ones(hidden.shape[0]), chunk=50)
+        return summed / count
 
     value, grads = nn.value_and_grad(ours, loss)(ours)
     yield measure("loss", value, array(expected))
