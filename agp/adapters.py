@@ -161,10 +161,16 @@ def own(part: Adapted) -> dict[str, mx.array]:
 
 def detach(model: Decoder) -> tuple[Adapter, dict[str, mx.array]]:
     """Take the adapter out, whole; `attach` puts it back in. The base is what it was, to the bit."""
+    adapter, arrays = current(model)
+    model.update_modules(tree_unflatten([(path, part.base) for path, part in adapted(model).items()]))
+    return adapter, arrays
+
+
+def current(model: Decoder) -> tuple[Adapter, dict[str, mx.array]]:
+    """The adapter that is attached, and its arrays."""
     parts = adapted(model)
     if not parts:
         raise ValueError("no adapter is attached to this model")
-    model.update_modules(tree_unflatten([(path, part.base) for path, part in parts.items()]))
     return described(parts), {f"{path}.{name}": a for path, part in parts.items() for name, a in own(part).items()}
 
 

@@ -11,10 +11,13 @@ from agp.fused import Angles, RMSNorm, Rope, rms_norm
 
 
 class Place:
-    """Where a chunk of tokens stands: it ends at `end` (padding included); `pad` tokens on the left are not text."""
+    """Where a chunk of tokens stands: it ends at `end` (padding included); `pad` tokens on the left are not text.
 
-    def __init__(self, end: int, pad: mx.array | None):
-        self.end, self.pad = end, pad
+    `documents` numbers the tokens of packed rows, B L. Only distances matter to a rotation, so positions need no care.
+    """
+
+    def __init__(self, end: int, pad: mx.array | None, documents: mx.array | None = None):
+        self.end, self.pad, self.documents = end, pad, documents
         self.angles: dict[tuple[str, int], Angles] = {}  # of each rope, for a number of tokens
         self._masks: dict[tuple[int, int, int | None], mx.array | str | None] = {}
 
@@ -30,13 +33,16 @@ class Place:
         return self._masks[ask]
 
     def _make(self, queries: int, keys: int, window: int | None) -> mx.array | str | None:
-        if self.pad is None and window is None:
+        if self.pad is None and self.documents is None and window is None:
             return None if queries == 1 else "causal"
         q = mx.arange(keys - queries, keys)[:, None]
         k = mx.arange(keys)
         mask = k <= q
         if window is not None:
             mask = mask & (k > q - window)
+        if self.documents is not None:
+            mine, others = self.documents[:, -queries:, None], self.documents[:, None, -keys:]
+            return (mask & (mine == others))[:, None]
         if self.pad is None:
             return mask
         text = k >= (self.pad - (self.end - keys))[:, None, None]

@@ -143,8 +143,8 @@ class Nested(gemma3n.Model):
             self[name] = whole[name]
         self.layers = [narrowed(whole.layers[i], j, self.config) for j, i in enumerate(self.kept)]
 
-    def per_layer_inputs(self, tokens: mx.array | None, vectors: mx.array) -> mx.array:
-        inputs = self.whole.per_layer_inputs(tokens, vectors)
+    def per_layer_inputs(self, rows: mx.array | None, vectors: mx.array) -> mx.array:
+        inputs = self.whole.per_layer_inputs(rows, vectors)
         return inputs if inputs.shape[2] == len(self.kept) else inputs[:, :, mx.array(self.kept)]
 
 

@@ -1,7 +1,7 @@
 """The `agp` command: finds the verb's file, reads its arguments, runs it, and turns user errors into one clean message.
 
-A verb is a module with `add_arguments(parser)` and `run(args)`, which may return an exit code. The first line of its
-docstring is its help; the rest is its examples, at the end of its `--help`.
+A verb is a module with `add_arguments(parser)` and `run(args)`, which may return an exit code, and `parse(parser,
+argv)` where arguments are read in a way of its own. The first line of its docstring is its help, the rest examples.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import agp
 VERBS = {
     "doctor": "scripts.doctor",
     "generate": "scripts.generate",
+    "train": "scripts.train",
     "bench": "scripts.bench",
     "figures": "scripts.figures",
 }
@@ -47,10 +48,11 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 
 def run(verb: str, argv: list[str]) -> int:
-    args = parser_of(verb).parse_args(argv)
+    module = importlib.import_module(VERBS[verb])
+    args = getattr(module, "parse", argparse.ArgumentParser.parse_args)(parser_of(verb), argv)
     if agp.blas.state == "openblas":
         agp.blas.announce(agp.blas.state)
-    code = importlib.import_module(VERBS[verb]).run(args)
+    code = module.run(args)
     sys.stdout.flush()  # here, so that a closed pipe is met inside guard()
     return code or 0
 

@@ -25,6 +25,7 @@ class Stream(NamedTuple):
     end: int  # how many tokens there are up to the last one here, padding included
     pad: mx.array | None  # B: how many of them on the left are padding
     shared: dict[str, KV]  # by layer type, the keys and values that later blocks borrow
+    documents: mx.array | None = None  # B L, of packed rows: tokens see those of their own number alone
 
 
 class Output(NamedTuple):
@@ -65,13 +66,34 @@ class Decoder(nn.Module):
         if vectors is None:
             assert tokens is not None
             vectors = self.embed_vectors(tokens)
-        inputs = self.per_layer_inputs(tokens, vectors)
-        return Stream(self.start(vectors), inputs, vectors.shape[1] if end is None else end, pad, {})
+        return self.begin(vectors, self.embed_rows(tokens), end=end, pad=pad)
 
     def embed_vectors(self, tokens: mx.array) -> mx.array:
         return self.embed_tokens(tokens) * self.config.hidden_size**0.5
 
-    def per_layer_inputs(self, tokens: mx.array | None, vectors: mx.array) -> mx.array | None:
+    def embed_rows(self, tokens: mx.array | None) -> mx.array | None:
+        """Rows of the per-layer table, which may lie on disk: then this reads the ids."""
+        config = self.config
+        if tokens is None or not config.hidden_size_per_layer_input:
+            return None
+        if config.vocab_size_per_layer_input < config.vocab_size:  # in Gemma 3n, ids of other senses have no row
+            tokens = mx.where(tokens < config.vocab_size_per_layer_input, tokens, 0)
+        return self.embed_tokens_per_layer(tokens)
+
+    def begin(
+        self,
+        vectors: mx.array,
+        rows: mx.array | None,
+        *,
+        end: int | None = None,
+        pad: mx.array | None = None,
+        documents: mx.array | None = None,
+    ) -> Stream:
+        """What comes after both look-ups."""
+        inputs = self.per_layer_inputs(rows, vectors)
+        return Stream(self.start(vectors), inputs, vectors.shape[1] if end is None else end, pad, {}, documents)
+
+    def per_layer_inputs(self, rows: mx.array | None, vectors: mx.array) -> mx.array | None:
         """B L N P: what the ids say, and what the vectors say; without ids the vectors alone."""
         config, told = self.config, self.config.hidden_size_per_layer_input
         if not told:
@@ -79,11 +101,7 @@ class Decoder(nn.Module):
         shape = (*vectors.shape[:2], config.num_layers, told)
         projected = self.per_layer_model_projection(vectors) * config.hidden_size**-0.5
         projected = self.per_layer_projection_norm(projected.reshape(shape))
-        if tokens is None:
-            return projected
-        if config.vocab_size_per_layer_input < config.vocab_size:  # in Gemma 3n, ids of other senses have no row
-            tokens = mx.where(tokens < config.vocab_size_per_layer_input, tokens, 0)
-        return (projected + self.embed_tokens_per_layer(tokens).reshape(shape) * told**0.5) * 2**-0.5
+        return projected if rows is None else (projected + rows.reshape(shape) * told**0.5) * 2**-0.5
 
     def blocks(
         self,
@@ -102,8 +120,8 @@ class Decoder(nn.Module):
         wrong = [] if cache is None else cache_faults(cache, self.identity, stream.hidden.shape[0])
         if wrong := wrong + run_faults(config, begin, start, until, cache, visit, last):
             raise ValueError("; ".join(wrong))
-        x, inputs, end, pad, shared = stream
-        shared, place = dict(shared), Place(end, pad)
+        x, inputs, end, pad, shared, documents = stream
+        shared, place = dict(shared), Place(end, pad, documents)
         producers = config.num_producers
         if start >= producers:  # all keys and values are there already
             x, inputs = tail(x, last), tail(inputs, last)
@@ -123,7 +141,7 @@ class Decoder(nn.Module):
                 shared[config.layer_types[i]] = run.made
             if run.last is not None:
                 inputs = tail(inputs, last)
-        return Stream(x, inputs, end, pad, shared)
+        return Stream(x, inputs, end, pad, shared, documents)
 
     def unembed(self, stream: Stream) -> mx.array:
         return self.head(self.normed(stream.hidden))

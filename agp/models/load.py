@@ -36,6 +36,7 @@ class Loaded:
     config: Layout
     tokenizer: Tokenizer | None  # where the folder has one
     path: Path
+    model_type: str  # of config.json
     notes: tuple[str, ...]  # what was decided on the way, also said on stderr
 
 
@@ -93,7 +94,7 @@ def load(
     if bad:
         raise ValueError(report(found.folder, [f"NaN or infinity in: {some(bad)}"]))
     say(notes + more)
-    return Loaded(model, model.config, found.tokenizer, found.folder, tuple(notes + more))
+    return Loaded(model, model.config, found.tokenizer, found.folder, found.given["model_type"], tuple(notes + more))
 
 
 def examine(folder: Path, spare_kv: bool) -> Checkpoint:

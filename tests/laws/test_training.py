@@ -2,13 +2,17 @@
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from agp import language
 from agp.adapters import attach
 from agp.losses import measured, next_token
+from agp.packing import assemble
 from agp.recompute import recompute
 from agp.sites import plain
+from agp.supervise import Example
 from agp.targets import design
 from tests.test_adapters import close, stir
 from tests.toys import CASES, text, toy
@@ -78,3 +82,38 @@ def test_recomputed_blocks_have_the_same_loss_and_gradients(family, name):
 @pytest.mark.parametrize("family", ["gemma4", "gemma3n"])
 def test_a_small_adapter_trains_the_same_however_it_is_computed(family):
     same(trained(family, kind="dora"), loss, whole, visit=recompute())
+
+
+def some_examples():
+    rng = np.random.default_rng(4)
+    sizes = (5, 19, 8, 3, 13, 11)
+    return [Example(f"r{i}", rng.integers(1, 96, n, dtype=np.int32), rng.random(n) < 0.7) for i, n in enumerate(sizes)]
+
+
+def on_batches(model, made):
+    """Sums over batches, as they add up in a step."""
+    total = [mx.array(0.0), mx.array(0.0)]
+    for batch in made:
+        total = [a + b for a, b in zip(total, language.loss(model, *language.arrays(model, batch)), strict=True)]
+    return tuple(total)
+
+
+@pytest.mark.parametrize(("family", "name"), CASES, ids=[" ".join(case) for case in CASES])
+def test_packed_examples_train_as_if_each_were_alone(family, name):
+    """Seen to fail with the documents left out of the mask, and with a target taken from the next document."""
+    each, model = some_examples(), trained(family, name)
+    packed = [assemble([each[:3], each[3:]])]
+    apart = [assemble([[e]]) for e in each]
+    value, count, grads = gradients(model, on_batches, packed)
+    expected, total, right = gradients(model, on_batches, apart)
+    assert count.item() == total.item() == sum(e.learned[1:].sum() for e in each)
+    close(value, expected)
+    for name, grad in grads.items():
+        assert mx.abs(grad - right[name]).max().item() <= 3e-5 * max(mx.abs(right[name]).max().item(), 1e-3), name
+
+
+@pytest.mark.parametrize("family", ["gemma4", "gemma3n"])
+def test_a_held_out_loss_is_the_training_loss_of_the_same_rows(family):
+    model, batch = trained(family), assemble([some_examples()[:3]])
+    given = language.arrays(model, batch)
+    close(language.held_out(model, *given)[0], language.loss(model, *given)[0], 1e-6)

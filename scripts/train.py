@@ -1,0 +1,167 @@
+"""Train a part of AGP on your own data; for now the domain adapter.
+
+agp train domain --model google/gemma-4-E2B-it --quantize 4 --data notes/ --out runs/notes
+agp train domain --model agp/assets/tiny-gemma4 --data chat=a/ --data code=b/ --out runs/x kind=dora fit.steps=500
+agp train domain --model agp/assets/tiny-gemma4 --data notes/ --out runs/notes --dry-run
+
+A folder of data holds train.jsonl and, if you have them, valid.jsonl and test.jsonl, with rows in one of three layouts:
+{"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}. The same command again goes on where it ended.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+
+import mlx.core as mx
+from tqdm import tqdm
+
+from agp.adapters import adapted, trainable
+from agp.language import arrays, loss
+from agp.models.load import DTYPES, TABLES
+from agp.overrides import from_file, override
+from agp.packing import batches
+from agp.quant import BITS
+from agp.supervise import Example
+from curricula.stages import domain
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("stage", choices=["domain"], help="what to train")
+    parser.add_argument("--model", metavar="PATH", help="a checkpoint folder or a Hub id")
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="[NAME=]DIR", help="a folder of rows; repeatable"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the run is kept (default: runs/domain)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of settings")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: as stored; float32 is the fastest on a CPU")
+    parser.add_argument("--quantize", type=int, choices=BITS, metavar="BITS", help="quantize while loading: 2 to 8")
+    parser.add_argument("--table", choices=TABLES, help="where per-layer embeddings stay (default: as memory allows)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, on what, and how long")
+    parser.add_argument("settings", nargs="*", metavar="name=value", help=f"settings: {settings(domain.Config)}")
+
+
+parse = argparse.ArgumentParser.parse_intermixed_args  # settings may stand anywhere
+
+
+def settings(kind: type, at: str = "") -> str:
+    """All names that `name=value` knows, with their defaults."""
+    config, found = kind(), []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        found.append(f"fit.({settings_of(value)})" if field.name == "fit" else f"{at}{field.name}={value}")
+    return ", ".join(found)
+
+
+def settings_of(config) -> str:
+    return ", ".join(f"{field.name}={getattr(config, field.name)}" for field in fields(config))
+
+
+def run(args) -> int:
+    config = from_file(domain.Config(), args.config) if args.config else domain.Config()
+    given = {name: getattr(args, name) for name in ("model", "dtype", "quantize", "table")}
+    config = replace(config, **{name: value for name, value in given.items() if value is not None})
+    if args.data:
+        config = replace(config, data=dict(named(folder) for folder in args.data))
+    config = override(config, args.settings)
+    job = domain.prepared(config)
+    for note in job.notes:
+        print(note, file=sys.stderr)
+    if args.dry_run:
+        preview(config, job)
+        return 0
+    out = args.out or Path("runs/domain")
+    with Bar(config.fit.steps) as bar:
+        report = domain.train(config, job, out, bar.show)
+    if report.ended == "interrupted":
+        print(f"stopped and saved after step {report.step} in {out}; the same command goes on", file=sys.stderr)
+        return 130
+    print(summary(report, out))
+    return 0
+
+
+def named(given: str) -> tuple[str, str]:
+    name, equals, folder = given.partition("=")
+    return (name, folder) if equals else (Path(given).name or "data", given)
+
+
+def summary(report, out: Path) -> str:
+    ended = {"done": "done", "early": "ended early, for want of a better held-out loss,"}[report.ended]
+    best = f"; the best held-out loss, {report.best:.4f}, was after step {report.best_step}" if report.best else ""
+    return f"{ended} after step {report.step}{best}\nadapter: {out / domain.ADAPTER}"
+
+
+class Bar:
+    """Steps done, loss, supervised tokens a second, peak memory, and the time left."""
+
+    def __init__(self, steps: int):
+        self.bar = tqdm(total=steps, unit="step", file=sys.stderr, dynamic_ncols=True)
+        self.said: dict[str, str] = {}
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+
+    def show(self, row: Mapping) -> None:
+        if "held_loss" in row:
+            self.said["held out"] = f"{row['held_loss']:.3f}"
+        else:
+            self.said |= {"loss": f"{row['loss']:.3f}", "tok/s": f"{row['count'] / row['seconds']:.0f}"}
+            self.said["peak"] = f"{row['peak_bytes'] / 1e9:.2f} GB"
+            self.bar.update(row["step"] - self.bar.n)
+        self.bar.set_postfix(self.said)
+
+
+def preview(config: domain.Config, job: domain.Job) -> None:
+    """What a dry run says: parameters, memory, time, and three rows with what is learned marked."""
+    model = job.loaded.model
+    parts = adapted(model)
+    print(f"{config.kind} on {len(parts)} linears, {trainable(model):,} trained parameters")
+    for name, found in job.train.items():
+        learned = sum(int(e.learned[1:].sum()) for e in found)
+        tokens = sum(len(e.ids) for e in found)
+        print(
+            f"{name}: {len(found)} rows, {tokens:,} tokens, {learned:,} of them learned; {len(job.held[name])} held out"
+        )
+    for example in [e for found in job.train.values() for e in found][:3]:
+        print(f"\n{example.place}, learned between >>> and <<<:\n{marked(example, job.loaded.tokenizer)}")
+    batch = arrays(model, batches(job.mixture, config.rows, 1)(1, 0))
+    mx.reset_peak_memory()
+    seconds = timed(model, batch)
+    whole = seconds * config.fit.steps * config.fit.accumulate
+    print(f"\none micro-batch takes {seconds:.1f} s and {mx.get_peak_memory() / 1e9:.2f} GB at its peak")
+    print(f"{config.fit.steps} steps of {config.fit.accumulate}: about {whole / 60:.0f} minutes")
+
+
+def timed(model, batch) -> float:
+    """Of a step's gradient, the second time it is asked for."""
+    import mlx.nn as nn
+
+    graph = mx.compile(nn.value_and_grad(model, lambda *b: loss(model, *b)), inputs=model.state, outputs=model.state)
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        mx.eval(graph(*batch))
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+def marked(example: Example, tokenizer) -> str:
+    pieces, inside = [], False
+    for token, learned in zip(example.ids.tolist(), example.learned.tolist(), strict=True):
+        if learned != inside:
+            pieces.append([])
+            inside = learned
+        if not pieces:
+            pieces.append([])
+        pieces[-1].append(token)
+    shown, inside = [], bool(example.learned[0])
+    for ids in pieces:
+        text = tokenizer.decode(ids, special=True)
+        shown.append(f">>>{text}<<<" if inside else text)
+        inside = not inside
+    return "".join(shown)

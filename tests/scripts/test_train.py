@@ -1,0 +1,110 @@
+"""`agp train domain` as a user runs it: a dry run, a run, an interruption, and the adapter in mlx-lm's hands."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from agp.adapter_files import load
+from agp.states import STATE
+from scripts import cli
+
+MODEL = Path(__file__).parents[2] / "agp/assets/tiny-gemma4"
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notes")
+    rows = [{"prompt": f"glorp {i % 7} {i}", "completion": f"zib {i} {i % 7}"} for i in range(60)]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def command(notes, out, *more):
+    settings = [
+        "length=64",
+        "fit.steps=6",
+        "fit.rate=1e-2",
+        "fit.evaluate_every=3",
+        "fit.log_every=1",
+        "fit.save_every=2",
+    ]
+    return [
+        "train",
+        "domain",
+        "--model",
+        str(MODEL),
+        "--dtype",
+        "float32",
+        "--data",
+        str(notes),
+        "--out",
+        str(out),
+        *settings,
+        *more,
+    ]
+
+
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(notes, tmp_path, capsys):
+    assert cli.main([*command(notes, tmp_path / "run"), "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert "lora on 94 linears, 296,448 trained parameters" in shown.out
+    assert "<|turn>model\n>>>zib 0 0<turn|>\n<<<" in shown.out
+    assert "no valid.jsonl" in shown.err and "about" in shown.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_trains_and_leaves_an_adapter_that_changes_the_model(notes, tmp_path, capsys):
+    assert cli.main(command(notes, tmp_path / "run", "targets=mlp", "last=4", "kind=dora", "rank=4")) == 0
+    assert f"adapter: {tmp_path / 'run/adapter'}" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    held = [row["held_loss"] for row in rows if "held_loss" in row]
+    assert len(held) == 3 and held[-1] < held[0]
+    saved = load(tmp_path / "run/adapter")
+    assert saved.adapter.dora and len(saved.adapter.parts) == 12 and saved.about["base"] == str(MODEL)
+
+
+def test_interrupted_and_started_again_it_ends_in_the_same_weights(notes, tmp_path):
+    def started(out):
+        run = [sys.executable, "-m", "scripts.cli", *command(notes, out, "fit.steps=30", "fit.save_every=1000")]
+        return subprocess.Popen(run, cwd=MODEL.parents[2], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    whole = started(tmp_path / "whole")
+    assert whole.wait() == 0
+    broken = started(tmp_path / "broken")
+    while (
+        not (tmp_path / "broken/metrics.jsonl").exists()
+        or len((tmp_path / "broken/metrics.jsonl").read_text().splitlines()) < 5
+    ):
+        time.sleep(0.05)
+    broken.send_signal(signal.SIGINT)
+    _, said = broken.communicate()
+    assert broken.returncode == 130 and "the same command goes on" in said
+    assert started(tmp_path / "broken").wait() == 0
+    a, b = (mx.load(str(tmp_path / name / STATE)) for name in ("whole", "broken"))
+    assert a.keys() == b.keys() and all(mx.array_equal(a[k], b[k]) for k in a)
+
+
+WRONG = {
+    "no model": (["--data", "{notes}"], "model is missing"),
+    "no data": (["--model", str(MODEL)], "data is missing"),
+    "no such folder": (["--model", str(MODEL), "--data", "nowhere"], "nowhere has no train.jsonl"),
+    "no such setting": (["--model", str(MODEL), "--data", "{notes}", "ranks=3"], "no setting ranks"),
+    "no such set": (["--model", str(MODEL), "--data", "{notes}", "targets=all-linear"], "one of all, attention"),
+    "a weight for nothing": (["--model", str(MODEL), "--data", "{notes}", "weights.x=2"], "weights name x"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_the_user_can_mend_is_one_line(name, notes, tmp_path, capsys):
+    words, said = WRONG[name]
+    words = [word.format(notes=notes) for word in words]
+    assert cli.main(["train", "domain", "--out", str(tmp_path / "run"), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.strip().splitlines()[-1].startswith("agp train: ")
+    assert not (tmp_path / "run").exists()
