@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from agp.adapters import Adapter, Part, linears, useless
+from agp.adapters import Adapter, Part, linears, shape, useless
 from agp.models.decoder import Decoder
 from agp.models.files import read_json
 from agp.models.tensors import shown, some
@@ -51,11 +51,11 @@ def block_of(path: str, count: int) -> int:
 
 
 def named(model: Decoder, name: str, rank: int) -> dict[str, int]:
-    """In the blocks alone, and only where an adapter has an effect."""
+    """In the blocks alone, and only where an adapter has an effect; tiny linears have no more rank than they can."""
     endings = SETS[name]
     return {
-        path: rank
-        for path in linears(model)
+        path: min(rank, *shape(linear))
+        for path, linear in linears(model).items()
         if path.startswith("layers.") and path.endswith(endings) and useless(model, path) is None
     }
 

@@ -43,6 +43,7 @@ def judged(model, clip):
     return dict(model.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [0.5, 1e9])
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize("family", FAMILIES)
