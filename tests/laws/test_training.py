@@ -18,6 +18,13 @@ from tests.test_adapters import close, stir
 from tests.toys import CASES, text, toy
 
 
+QUICK = ("shares some", "shares most")
+every_toy = pytest.mark.parametrize(
+    ("family", "name"),
+    [pytest.param(*case, marks=[] if case[1] in QUICK else pytest.mark.slow, id=" ".join(case)) for case in CASES],
+)
+
+
 def loss(model, tokens, visit=plain, chunk=5):
     stream = model.blocks(model.embed(tokens), visit=visit)
     states = stream.hidden[:, :-1].flatten(0, 1)
@@ -72,7 +79,7 @@ def test_a_measured_loss_is_the_trained_one(family):
     close(a, b, 1e-6)
 
 
-@pytest.mark.parametrize(("family", "name"), CASES, ids=[" ".join(case) for case in CASES])
+@every_toy
 def test_recomputed_blocks_have_the_same_loss_and_gradients(family, name):
     """Into the producers of shared keys and values too. Seen to fail with `borrowed` read from `run` in `inner`."""
     model = toy(family, name)
@@ -98,7 +105,7 @@ def on_batches(model, made):
     return tuple(total)
 
 
-@pytest.mark.parametrize(("family", "name"), CASES, ids=[" ".join(case) for case in CASES])
+@every_toy
 def test_packed_examples_train_as_if_each_were_alone(family, name):
     """Seen to fail with the documents left out of the mask, and with a target taken from the next document."""
     each, model = some_examples(), trained(family, name)
