@@ -17,7 +17,6 @@ from agp.targets import design
 from tests.test_adapters import close, stir
 from tests.toys import CASES, text, toy
 
-
 QUICK = ("shares some", "shares most")
 every_toy = pytest.mark.parametrize(
     ("family", "name"),
