@@ -104,10 +104,8 @@ def test_a_loss_that_is_no_number_updates_nothing(tmp_path):
     model = student()
     with pytest.raises(FloatingPointError, match="at step 3; nothing was updated. The last good state is step 2 in"):
         run(tmp_path, model=model, of=poisoned)
-    good, _ = run(tmp_path / "good", steps=2, warmup=2)
-    assert rows(tmp_path)[-1]["step"] == 2
-    assert all(mx.isfinite(w).all() for w in weights(model).values())
-    assert good is not None
+    good, _ = run(tmp_path / "good", steps=2)  # both steps are of the warm-up: the same rates
+    assert rows(tmp_path)[-1]["step"] == 2 and equal(weights(model), weights(good))
 
 
 def test_a_batch_without_weight_is_an_error_and_no_division(tmp_path):
