@@ -12,10 +12,13 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 from tqdm import tqdm
 
 from agp.adapters import adapted, trainable
@@ -40,23 +43,16 @@ def add_arguments(parser) -> None:
     parser.add_argument("--quantize", type=int, choices=BITS, metavar="BITS", help="quantize while loading: 2 to 8")
     parser.add_argument("--table", choices=TABLES, help="where per-layer embeddings stay (default: as memory allows)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, on what, and how long")
-    parser.add_argument("settings", nargs="*", metavar="name=value", help=f"settings: {settings(domain.Config)}")
+    parser.add_argument("settings", nargs="*", metavar="name=value", help=f"settings: {settings(domain.Config())}")
 
 
 parse = argparse.ArgumentParser.parse_intermixed_args  # settings may stand anywhere
 
 
-def settings(kind: type, at: str = "") -> str:
+def settings(config) -> str:
     """All names that `name=value` knows, with their defaults."""
-    config, found = kind(), []
-    for field in fields(config):
-        value = getattr(config, field.name)
-        found.append(f"fit.({settings_of(value)})" if field.name == "fit" else f"{at}{field.name}={value}")
-    return ", ".join(found)
-
-
-def settings_of(config) -> str:
-    return ", ".join(f"{field.name}={getattr(config, field.name)}" for field in fields(config))
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return ", ".join(f"{k}.({settings(v)})" if is_dataclass(v) else f"{k}={v}" for k, v in values.items())
 
 
 def run(args) -> int:
@@ -139,8 +135,6 @@ def preview(config: domain.Config, job: domain.Job) -> None:
 
 def timed(model, batch) -> float:
     """Of a step's gradient, the second time it is asked for."""
-    import mlx.nn as nn
-
     graph = mx.compile(nn.value_and_grad(model, lambda *b: loss(model, *b)), inputs=model.state, outputs=model.state)
     seconds = 0.0
     for _ in range(2):
@@ -151,17 +145,8 @@ def timed(model, batch) -> float:
 
 
 def marked(example: Example, tokenizer) -> str:
-    pieces, inside = [], False
-    for token, learned in zip(example.ids.tolist(), example.learned.tolist(), strict=True):
-        if learned != inside:
-            pieces.append([])
-            inside = learned
-        if not pieces:
-            pieces.append([])
-        pieces[-1].append(token)
-    shown, inside = [], bool(example.learned[0])
-    for ids in pieces:
-        text = tokenizer.decode(ids, special=True)
-        shown.append(f">>>{text}<<<" if inside else text)
-        inside = not inside
+    shown = []
+    for learned, run in groupby(zip(example.learned.tolist(), example.ids.tolist(), strict=True), key=itemgetter(0)):
+        text = tokenizer.decode([token for _, token in run], special=True)
+        shown.append(f">>>{text}<<<" if learned else text)
     return "".join(shown)
