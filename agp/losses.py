@@ -11,6 +11,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 CHUNK = 128  # positions whose logits exist at once: 128 MiB in float32 for a vocabulary of 262144
+TINY = 1e-37  # others that are less beside the largest weigh nothing in float32
+STAGE = 256  # terms added one after another
 HEAD = ("altup_unembed_projections", "norm", "lm_head", "embed_tokens")
 
 Sums = tuple[mx.array, mx.array]  # the loss summed, and over how much weight
@@ -58,8 +60,32 @@ def parts(hidden: mx.array, chunk: int) -> list[slice]:
 
 
 def missed_by(model: Any, hidden: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
-    """Where the target is nearly sure, `softmax - 1` would lose the slope to rounding; that of all others keeps it."""
     logits = model.head(model.normed(hidden[None]))[0].astype(mx.float32)
-    true = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    others = mx.where(mx.arange(logits.shape[-1]) == targets[:, None], -mx.inf, logits)
-    return (weights * mx.logaddexp(0.0, mx.logsumexp(others, axis=-1) - true)).sum()
+    found: Any = surprise(logits, targets[:, None])
+    return (weights * found[0]).sum()
+
+
+@mx.custom_function
+def surprise(logits: mx.array, targets: mx.array) -> Any:
+    """Minus log of the true one's share, as log(1 + others / true): where that is nearly sure it keeps its digits."""
+    most = logits.max(-1, keepdims=True)
+    beside = mx.where(targets == mx.arange(logits.shape[-1]), 0.0, mx.exp(logits - most))
+    others = mx.maximum(total(beside), TINY)
+    odds = mx.log(others) + most - mx.take_along_axis(logits, targets, axis=-1)
+    untold = mx.sigmoid(odds)
+    return mx.logaddexp(0.0, odds)[:, 0], beside, untold, untold / others
+
+
+@surprise.vjp
+def _(primals, cotangents, outputs):
+    """By `softmax - 1` the slope of the true one would be lost to rounding; by the sum of all others it is not."""
+    targets, (_, beside, untold, part), due = primals[1], outputs, cotangents[0][:, None]
+    slope = mx.where(targets == mx.arange(beside.shape[-1]), -due * untold, due * part * beside)
+    return slope, mx.zeros_like(targets)
+
+
+def total(x: mx.array) -> mx.array:
+    """Of the last axis, in two stages: a CPU adds one after another, and small terms are lost beside a large sum."""
+    short = -x.shape[-1] % STAGE
+    x = mx.pad(x, [(0, 0), (0, short)]) if short else x
+    return x.reshape(x.shape[0], -1, STAGE).sum(-1).sum(-1, keepdims=True)

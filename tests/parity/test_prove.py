@@ -4,7 +4,7 @@ import pytest
 
 from agp.artifacts import write_results
 from tests.parity.reference import forward, gradients, make_pair, steps
-from tests.parity.test_tiny import tiny_pair
+from tests.parity.test_tiny import tiny_pairs
 from tests.toys import GRID
 
 SEEDS = range(5)
@@ -21,8 +21,9 @@ def test_parity_figures(tmp_path):
                 pair = make_pair(family, name, tmp_path / family / name / str(seed), seed)
                 found = [*forward(pair), *steps(pair, (9, 10, 11)), *gradients(pair)]
                 worst[f"{name}, seed {seed}"] = max(found, key=lambda d: d.peak_error)
-        trained = [*forward(tiny_pair(family)), *steps(tiny_pair(family), (9, 10, 11)), *gradients(tiny_pair(family))]
-        worst["the trained tiny model"] = max(trained, key=lambda d: d.peak_error)
+        for number, pair in enumerate(tiny_pairs(family)):
+            found = [*forward(pair), *steps(pair, (9, 10, 11)), *gradients(pair)]
+            worst[f"the trained tiny model, text {number}"] = max(found, key=lambda d: d.peak_error)
         tables[family] = {case: {"where": d.name, "peak_error": d.peak_error} for case, d in worst.items()}
         errors = [d.peak_error for d in worst.values()]
         figures[f"parity.{family}.peak_error"] = {
