@@ -5,9 +5,11 @@ calls 20 to 40 times faster at float32; loaded after it, it changes nothing. AGP
 """
 
 import ctypes
+import json
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Literal
 
 State = Literal["openblas", "reference", "late", "accelerate"]
@@ -27,10 +29,21 @@ def choose() -> State:
     if sys.platform == "darwin":
         return "accelerate"
     if "mlx.core" not in sys.modules:
+        if (others := beside()) > 1:
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // others)))
         return "openblas" if found(ctypes.RTLD_GLOBAL) else "reference"
     if "openblas" in os.environ.get("LD_PRELOAD", ""):
         return "openblas"
     return "late" if found(ctypes.RTLD_LOCAL) else "reference"
+
+
+def beside() -> int:
+    """Processes that mlx.launch runs on this machine: their threads would stand in each other's way."""
+    try:
+        hosts = [host[0].rpartition(":")[0] for host in json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text())]
+        return hosts.count(hosts[int(os.environ["MLX_RANK"])])
+    except (OSError, ValueError, LookupError, AttributeError):  # started otherwise; agp.hosts says what is wrong
+        return 1
 
 
 def found(mode: int) -> bool:

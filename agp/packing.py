@@ -13,6 +13,9 @@ MULTIPLE = 32  # lengths are rounded up to one, so that few shapes are compiled
 ROUND = 1000  # draws in which every source gets its share
 
 
+Row = list[Example]  # packed side by side
+
+
 class Batch(NamedTuple):
     tokens: np.ndarray  # B L
     documents: np.ndarray  # B L: tokens see those of their own number; 0 is padding
@@ -55,7 +58,10 @@ class Stream:
         self.examples, self.together, self.seed = examples, 1 if packed else together, seed
         self.rows = pack(examples, length, seed) if packed else alike(examples, together, seed)
 
-    def row(self, number: int) -> list[Example]:
+    def all_rows(self) -> list[Row]:
+        return [[self.examples[i] for i in row] for row in self.rows]
+
+    def row(self, number: int) -> Row:
         epoch, at = divmod(number, len(self.rows))
         group, place = divmod(at, self.together)
         whole = len(self.rows) // self.together
@@ -75,7 +81,7 @@ class Mixture:
         self.drawn = np.random.default_rng([seed, 3]).permutation(drawn)
         self.before = [np.cumsum(self.drawn == k) - (self.drawn == k) for k in range(len(shares))]
 
-    def row(self, number: int) -> list[Example]:
+    def row(self, number: int) -> Row:
         """Rows that belong to one batch come from one source, so that they can be of like length."""
         group, place = divmod(number, self.together)
         turn, at = divmod(group, ROUND)
@@ -84,7 +90,7 @@ class Mixture:
         return self.streams[k].row(earlier * self.together + place)
 
 
-def assemble(rows: Sequence[Sequence[Example]], length: int | None = None) -> Batch:
+def assemble(rows: Sequence[Row], length: int | None = None) -> Batch:
     """One array of all rows; padded on the right, where nothing attends to it."""
     longest = max(sum(len(e.ids) for e in row) for row in rows)
     width = -(-longest // MULTIPLE) * MULTIPLE if length is None else length
@@ -103,11 +109,11 @@ def assemble(rows: Sequence[Sequence[Example]], length: int | None = None) -> Ba
     return Batch(tokens, documents, filled, targets, weights)
 
 
-def batches(source: Mixture, rows: int, accumulate: int, rank: int = 0, size: int = 1) -> Callable[[int, int], Batch]:
-    """What a host trains on in a micro-batch of a step: its share of rows that all hosts draw together."""
+def drawn(source: Mixture, rows: int, accumulate: int, rank: int = 0, size: int = 1) -> Callable[[int, int], list[Row]]:
+    """What a host trains on in a micro-batch of a step: its share of the rows that all hosts draw together."""
 
-    def of(step: int, micro: int) -> Batch:
+    def of(step: int, micro: int) -> list[Row]:
         first = ((step - 1) * accumulate + micro) * rows * size
-        return assemble([source.row(first + rank + k * size) for k in range(rows)])
+        return [source.row(first + rank + k * size) for k in range(rows)]
 
     return of

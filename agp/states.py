@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from agp.artifacts import write_bytes, write_safetensors
+from agp.hosts import most, spread
 from agp.models.tensors import read_header, some
 
 STATE, BEST = "state.safetensors", "best.safetensors"
+TOLD = 1024  # bytes in which a state is told to other hosts, arrays aside
 
 
 @dataclass
@@ -24,6 +27,7 @@ class State:
     best: float | None = None
     best_step: int | None = None
     worse: int = 0  # evaluations since
+    evaluated: int = -1  # the last step that was
     saved: int = field(default=0, compare=False)
 
     @classmethod
@@ -46,13 +50,28 @@ class State:
         odd = sorted(wanted.keys() ^ arrays.keys()) or [n for n, a in arrays.items() if a.shape != wanted[n].shape]
         if odd:
             raise ValueError(f"{path} does not fit this model: {some(odd)}. Give another folder")
-        tree: Any = tree_unflatten(list(arrays.items()))
-        model.update(tree["model"])
-        optimizer.state = tree["optimizer"]
+        put(arrays, model, optimizer)
         return cls(**kept, saved=kept["step"])
 
-    def judged(self, score: float) -> bool:
+    def share(self, group: Any, out: Path, model: Any, optimizer: Any) -> None:
+        """All hosts go on from what the one that is furthest holds, its best weights included."""
+        source = most(group, self.step)
+        there = group.rank() == source
+        told = mx.array(np.frombuffer(json.dumps(self.kept()).ljust(TOLD).encode(), np.uint8))
+        best = mx.load(str(out / BEST)) if there and (out / BEST).exists() else trained(model)
+        told, arrays, best = spread(group, source, [told, flat(model, optimizer), best])
+        for name, value in json.loads(bytes(np.array(told))).items():
+            setattr(self, name, value)
+        put(arrays, model, optimizer)
+        if self.best is not None and not there:
+            keep_best(out, best, self)
+
+    def kept(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("made_with", "saved")}
+
+    def judge(self, score: float) -> bool:
         """Whether it is the best yet."""
+        self.evaluated = self.step
         better = math.isfinite(score) and (self.best is None or score < self.best)
         self.worse = 0 if better else self.worse + 1
         if better:
@@ -60,7 +79,7 @@ class State:
         return better
 
     def save(self, out: Path, model: Any, optimizer: Any) -> None:
-        kept = {k: v for k, v in vars(self).items() if k != "saved"}
+        kept = {"made_with": self.made_with, **self.kept()}
         write_safetensors(out / STATE, flat(model, optimizer), {"agp": json.dumps(kept)})
         self.saved = self.step
 
@@ -70,9 +89,19 @@ def flat(model: Any, optimizer: Any) -> dict[str, mx.array]:
     return dict(arrays)
 
 
-def keep_best(out: Path, model: Any, state: State) -> None:
+def put(arrays: dict[str, mx.array], model: Any, optimizer: Any) -> None:
+    tree: Any = tree_unflatten(list(arrays.items()))
+    model.update(tree["model"])
+    optimizer.state = tree["optimizer"]
+
+
+def trained(model: Any) -> dict[str, mx.array]:
     arrays: Any = tree_flatten(model.trainable_parameters())
-    write_safetensors(out / BEST, dict(arrays), {"step": str(state.best_step), "loss": str(state.best)})
+    return dict(arrays)
+
+
+def keep_best(out: Path, arrays: dict[str, mx.array], state: State) -> None:
+    write_safetensors(out / BEST, arrays, {"step": str(state.best_step), "loss": str(state.best)})
 
 
 def differences(kept: Any, asked: Any, at: str = "") -> list[str]:

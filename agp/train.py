@@ -21,11 +21,12 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map, tree_reduce
 
+from agp.hosts import GO_ON, HostLost, added
 from agp.losses import Sums
-from agp.states import State, keep_best, keep_rows
+from agp.states import State, keep_best, keep_rows, trained
 
 Loss = Callable[..., Sums]  # (model, *batch)
-Batches = Callable[[int, int], tuple[mx.array, ...]]  # (step, micro-batch) -> what the loss takes
+Batches = Callable[[int, int], tuple[Any, ...]]  # (step, micro-batch) -> arrays that the loss takes
 Scores = Callable[[], Mapping[str, float]]  # held-out losses; "loss" is the one that decides
 METRICS = "metrics.jsonl"
 
@@ -87,21 +88,14 @@ def fit(
     if wrong := config.faults():
         raise ValueError("; ".join(wrong))
     run = Run(model, loss, config, Path(out), inputs or {}, group)
-    keep_rows(run.out / METRICS, run.state.step)
-    ended = "early" if config.patience is not None and run.state.worse >= config.patience else "done"
-    with interruptible() as asked:
-        if scores is not None and not run.state.step:
-            run.judge(scores, watch)
-        while run.state.step < config.steps and ended == "done":
-            stop = run.step(batches, asked, watch)
-            step = run.state.step
-            if scores is not None and (step % config.evaluate_every == 0 or step == config.steps):
-                run.judge(scores, watch)
-                if config.patience is not None and run.state.worse >= config.patience:
-                    ended = "early"
-            ended = "interrupted" if stop and step < config.steps else ended
-            if ended != "done" or step % config.save_every == 0 or step == config.steps:
-                run.save()
+    if not run.rank:
+        keep_rows(run.out / METRICS, run.state.step)
+    try:
+        with interruptible() as asked:
+            ended = run.go(batches, scores, asked, watch)
+    except HostLost as e:  # nothing was updated since the last whole step
+        run.state.save(run.out, model, run.optimizer)
+        raise HostLost(f"{e}. Step {run.state.step} is saved in {run.out}. {GO_ON}") from e
     return Report(run.state.step, run.state.loss, run.state.best, run.state.best_step, ended)
 
 
@@ -114,10 +108,33 @@ class Run:
         self.optimizer = optim.AdamW(config.rate, weight_decay=config.weight_decay, bias_correction=True)
         self.optimizer.init(model.trainable_parameters())
         self.state = State.load(out, model, self.optimizer, asdict(config), inputs)
+        if self.size > 1:
+            self.state.share(group, out, model, self.optimizer)
         model.train()
         graph = nn.value_and_grad(model, lambda *batch: loss(model, *batch))
         state = [model.state, mx.random.state]
         self.micro = mx.compile(graph, inputs=state, outputs=state)
+
+    def go(
+        self, batches: Batches, scores: Scores | None, asked: Callable[[], bool], watch: Callable[[dict], None]
+    ) -> str:
+        """To the end; how it ended."""
+        config, state, stop = self.config, self.state, False
+        while True:
+            if scores is not None and self.due():
+                self.judge(scores, watch)
+            late = config.patience is not None and state.worse >= config.patience
+            ended = "early" if late else "done" if state.step == config.steps else "interrupted" if stop else None
+            if state.step != state.saved and (ended or state.step % config.save_every == 0):
+                state.save(self.out, self.model, self.optimizer)
+            if ended:
+                return ended
+            stop = self.step(batches, asked, watch)
+
+    def due(self) -> bool:
+        """Whether this step has to be evaluated still."""
+        state, config = self.state, self.config
+        return state.evaluated != state.step and (state.step % config.evaluate_every == 0 or state.step == config.steps)
 
     def step(self, batches: Batches, asked: Callable[[], bool], watch: Callable[[dict], None]) -> bool:
         """One update; whether some host was asked to stop."""
@@ -130,7 +147,8 @@ class Run:
             total = new if total is None else tree_map(operator.add, total, new)
             mx.eval(total)  # or MLX, which is lazy, would hold all micro-batches at once
         assert total is not None
-        sums, stops, grads = self.over_hosts(total[0], asked(), total[1])
+        mine = [mx.concatenate([total[0], mx.array([float(asked())])]), total[1]]
+        sums, grads = added(self.group, mine)
         summed, count = real(sums[0]), real(sums[1])
         value, norm = (x / count if count else math.nan for x in (summed, length(grads)))
         if not (math.isfinite(value) and math.isfinite(norm)):
@@ -143,17 +161,7 @@ class Run:
         seconds = time.perf_counter() - started
         self.tell(watch, step=number, loss=value, norm=norm, rate=self.config.rate_at(number), count=count,
                   seconds=seconds, peak_bytes=mx.get_peak_memory())  # fmt: skip
-        return stops
-
-    def over_hosts(self, sums: mx.array, asked: bool, grads: Any) -> tuple[mx.array, bool, Any]:
-        """Sums over all hosts. On the CPU's stream: a GPU that waits for a slow peer is killed by its watchdog."""
-        if self.size == 1:
-            return sums, asked, grads
-        add = lambda x: mx.distributed.all_sum(x, group=self.group, stream=mx.cpu)
-        told = add(mx.concatenate([sums, mx.array([float(asked)])]))
-        grads = tree_map(add, grads)
-        mx.eval(told, grads)
-        return told[:2], real(told[2]) > 0, grads
+        return real(sums[2]) > 0
 
     def broken(self, number: int, value: float, norm: float) -> str:
         what = f"the loss is {value} and its gradient {norm} long at step {number}"
@@ -163,8 +171,8 @@ class Run:
         self.model.eval()
         found = dict(scores())
         self.model.train()
-        if self.state.judged(found["loss"]):
-            keep_best(self.out, self.model, self.state)
+        if self.state.judge(found["loss"]):
+            keep_best(self.out, trained(self.model), self.state)
         self.tell(watch, step=self.state.step, **{f"held_{name}": value for name, value in found.items()})
 
     def tell(self, watch: Callable[[dict], None], **row: Any) -> None:
@@ -176,9 +184,6 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
             with (self.out / METRICS).open("a") as file:
                 file.write(json.dumps(row) + "\n")
-
-    def save(self) -> None:
-        self.state.save(self.out, self.model, self.optimizer)
 
 
 def real(x: Any) -> float:
@@ -206,7 +211,7 @@ def interruptible():
         asked.append(number)
 
     try:
-        before = {sort: signal.signal(sort, note) for sort in (signal.SIGINT, signal.SIGTERM)}
+        before = {sort: signal.signal(sort, note) for sort in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     except ValueError:  # not in the main thread, where signals do not come
         before = {}
     try:

@@ -6,13 +6,14 @@ agp train domain --model agp/assets/tiny-gemma4 --data notes/ --out runs/notes -
 
 A folder of data holds train.jsonl and, if you have them, valid.jsonl and test.jsonl, with rows in one of three layouts:
 {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}. The same command again goes on where it ended.
+Under mlx.launch all hosts train as one: docs/two-macs.md.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -22,10 +23,12 @@ import mlx.nn as nn
 from tqdm import tqdm
 
 from agp.adapters import adapted, trainable
-from agp.language import arrays, loss
+from agp.artifacts import version
+from agp.hosts import join, told
+from agp.language import look_up, loss
 from agp.models.load import DTYPES, TABLES
 from agp.overrides import from_file, override
-from agp.packing import batches
+from agp.packing import assemble, drawn
 from agp.quant import BITS
 from agp.supervise import Example
 from curricula.stages import domain
@@ -42,6 +45,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="default: as stored; float32 is the fastest on a CPU")
     parser.add_argument("--quantize", type=int, choices=BITS, metavar="BITS", help="quantize while loading: 2 to 8")
     parser.add_argument("--table", choices=TABLES, help="where per-layer embeddings stay (default: as memory allows)")
+    parser.add_argument(
+        "--wait", type=float, default=120, metavar="SECONDS", help="for other hosts, under mlx.launch (default: 120)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, on what, and how long")
     parser.add_argument("settings", nargs="*", metavar="name=value", help=f"settings: {settings(domain.Config())}")
 
@@ -62,20 +68,29 @@ def run(args) -> int:
     if args.data:
         config = replace(config, data=dict(named(folder) for folder in args.data))
     config = override(config, args.settings)
-    job = domain.prepared(config)
-    for note in job.notes:
+    hosts = told()
+    size, first = (hosts.size, not hosts.rank) if hosts else (1, True)
+    job = domain.prepared(config, size)
+    for note in job.notes if first else ():
         print(note, file=sys.stderr)
     if args.dry_run:
-        preview(config, job)
+        if first:
+            preview(config, job)
         return 0
-    out = args.out or Path("runs/domain")
-    with Bar(config.fit.steps) as bar:
-        report = domain.train(config, job, out, bar.show)
+    held = {**domain.holds(config, job, size), "fit": asdict(config.fit), "versions": versions()}
+    group, out = join(hosts, held, args.wait), args.out or Path("runs/domain")
+    with Bar(config.fit.steps, hidden=not first) as bar:
+        report = domain.train(config, job, out, bar.show, group)
     if report.ended == "interrupted":
         print(f"stopped and saved after step {report.step} in {out}; the same command goes on", file=sys.stderr)
         return 130
-    print(summary(report, out))
+    if first:
+        print(summary(report, out))
     return 0
+
+
+def versions() -> dict[str, str | None]:
+    return {name: version(name) for name in ("agp", "mlx")}
 
 
 def named(given: str) -> tuple[str, str]:
@@ -92,8 +107,8 @@ def summary(report, out: Path) -> str:
 class Bar:
     """Steps done, loss, supervised tokens a second, peak memory, and the time left."""
 
-    def __init__(self, steps: int):
-        self.bar = tqdm(total=steps, unit="step", file=sys.stderr, dynamic_ncols=True)
+    def __init__(self, steps: int, hidden: bool = False):
+        self.bar = tqdm(total=steps, unit="step", file=sys.stderr, dynamic_ncols=True, disable=hidden)
         self.said: dict[str, str] = {}
 
     def __enter__(self) -> "Bar":
@@ -125,7 +140,7 @@ def preview(config: domain.Config, job: domain.Job) -> None:
         )
     for example in [e for found in job.train.values() for e in found][:3]:
         print(f"\n{example.place}, learned between >>> and <<<:\n{marked(example, job.loaded.tokenizer)}")
-    batch = arrays(model, batches(job.mixture, config.rows, 1)(1, 0))
+    batch = look_up(model, assemble(drawn(job.mixture, config.rows, 1)(1, 0)))
     mx.reset_peak_memory()
     seconds = timed(model, batch)
     whole = seconds * config.fit.steps * config.fit.accumulate
@@ -139,7 +154,7 @@ def timed(model, batch) -> float:
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()
-        mx.eval(graph(*batch))
+        mx.eval(graph(batch))
         seconds = time.perf_counter() - started
     return seconds
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from agp.packing import Mixture, Stream, alike, assemble, batches, pack
+from agp.packing import Mixture, Stream, alike, assemble, drawn, pack
 from agp.supervise import Example
 
 
@@ -45,11 +45,11 @@ def test_an_epoch_draws_everything_once_and_each_in_another_order(packed, togeth
 def test_sources_are_drawn_as_often_as_they_weigh():
     streams = {name: Stream(examples([5] * 40, first), 5, True, 2, seed=0) for name, first in (("a", 1), ("b", 100))}
     mixture = Mixture(streams, {"a": 3.0, "b": 1.0}, together=2, seed=0)
-    drawn = [mixture.row(i)[0] for i in range(2000)]
-    of_a = [e for e in drawn if e.ids[0] == 1]
+    seen = [mixture.row(i)[0] for i in range(2000)]
+    of_a = [e for e in seen if e.ids[0] == 1]
     assert len(of_a) == 1500
     assert set(Counter(e.place for e in of_a).values()) <= {37, 38}  # no row is drawn again before all are
-    assert all(drawn[i].ids[0] == drawn[i + 1].ids[0] for i in range(0, 2000, 2))
+    assert all(seen[i].ids[0] == seen[i + 1].ids[0] for i in range(0, 2000, 2))
 
 
 def test_a_batch_learns_the_token_after_and_never_across_documents():
@@ -64,12 +64,12 @@ def test_a_batch_learns_the_token_after_and_never_across_documents():
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_two_hosts_draw_together_what_one_draws(packed):
-    def drawn(rows, rank, size, accumulate=2):
+    def share(rows, rank, size, accumulate=2):
         stream = Stream(examples(SIZES), 64, packed, 4, seed=2)
-        of = batches(Mixture({"a": stream}, {"a": 1.0}, 4, seed=2), rows, accumulate, rank, size)
-        return [sorted(tuple(row[row > 0]) for row in of(step, micro).tokens) for step in (1, 9) for micro in (0, 1)]
+        of = drawn(Mixture({"a": stream}, {"a": 1.0}, 4, seed=2), rows, accumulate, rank, size)
+        return [sorted(row[0].place for row in of(step, micro)) for step in (1, 9) for micro in (0, 1)]
 
-    alone, first, second = drawn(4, 0, 1), drawn(2, 0, 2), drawn(2, 1, 2)
+    alone, first, second = share(4, 0, 1), share(2, 0, 2), share(2, 1, 2)
     assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == alone
 
 

@@ -1,7 +1,8 @@
 """The domain stage: a LoRA or DoRA adapter that makes the base speak the user's distribution."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,15 +12,19 @@ from mlx.utils import tree_unflatten
 import agp
 from agp import adapter_files, data
 from agp.adapters import attach, current
-from agp.language import arrays, held_out, loss
+from agp.features import Prefix, lowest
+from agp.fingerprint import fingerprint
+from agp.hosts import added
+from agp.language import Given, held_out, look_up, loss
+from agp.losses import Sums
 from agp.models.load import Loaded
-from agp.packing import Batch, Mixture, Stream, assemble, batches
+from agp.packing import Mixture, Row, Stream, assemble, drawn
 from agp.states import BEST
 from agp.supervise import Example, prepare
 from agp.targets import design
 from agp.train import FitConfig, Report, fit
 
-ADAPTER = "adapter"
+ADAPTER, PREFIX = "adapter", "prefix"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,7 @@ class Config:
     packed: bool = True
     cut: bool = True  # rows that are too long lose their end; otherwise they are left out
     held_rows: int = 64  # of each source, measured at every evaluation
+    prefix: bool = True  # states of the frozen blocks are kept on disk, where rows are drawn more than once
     fit: FitConfig = FitConfig(steps=200, rate=2e-4, warmup=10)
 
 
@@ -51,9 +57,10 @@ class Job(NamedTuple):
     """All that is known before the first step."""
 
     loaded: Loaded
+    weights: str  # digest of the base's
     sources: dict[str, data.Source]
     train: dict[str, list[Example]]
-    held: dict[str, list[Example]]
+    held: dict[str, list[Row]]  # one a row, by length
     mixture: Mixture
     notes: list[str]
 
@@ -75,13 +82,17 @@ def prepared(config: Config, size: int = 1) -> Job:
             notes += [f"{name}, {split}: {note}" for note in said]
     if empty := [name for name, found in train.items() if not found]:
         raise ValueError(f"nothing is left to train on in {', '.join(empty)}: " + "; ".join(notes))
+    held = {
+        name: [[e] for e in sorted(found[: config.held_rows], key=lambda e: len(e.ids))] for name, found in held.items()
+    }
+    weights = fingerprint(loaded.model)
     mx.random.seed(config.fit.seed)
     targets = {"last": config.last, "rank": config.rank, "alpha": config.alpha, "kind": config.kind}
     attach(loaded.model, design(loaded.model, config.targets, dropout=config.dropout, **targets))
     together, seed = config.rows * size, config.fit.seed
     streams = {name: Stream(found, limit, config.packed, together, seed) for name, found in train.items()}
-    weights = {name: config.weights.get(name, 1.0) for name in train}
-    return Job(loaded, sources, train, held, Mixture(streams, weights, together, seed), notes)
+    shares = {name: config.weights.get(name, 1.0) for name in train}
+    return Job(loaded, weights, sources, train, held, Mixture(streams, shares, together, seed), notes)
 
 
 def faults(config: Config) -> list[str]:
@@ -97,21 +108,39 @@ def faults(config: Config) -> list[str]:
     return wrong + config.fit.faults()
 
 
+def holds(config: Config, job: Job, size: int = 1) -> dict[str, Any]:
+    """What a run is made of: a resumed one must have the same, and every host of it."""
+    found = {name: source.digest for name, source in job.sources.items()}
+    return {
+        "data": found,
+        "weights": job.weights,
+        "settings": asdict(config) | {"fit": None, "data": None},
+        "hosts": size,
+    }
+
+
 def train(config: Config, job: Job, out: Path, watch: Callable[[dict], None], group: Any = None) -> Report:
     """Train, and write the best adapter to `out/adapter`."""
     model, (rank, size) = job.loaded.model, (group.rank(), group.size()) if group is not None else (0, 1)
-    draw = batches(job.mixture, config.rows, config.fit.accumulate, rank, size)
-    scores = (lambda: measured(model, dict(held_batches(config, job)))) if any(job.held.values()) else None
-    inputs = {name: source.digest for name, source in job.sources.items()}
-    settings = asdict(config) | {"fit": None}
+    draw = drawn(job.mixture, config.rows, config.fit.accumulate, rank, size)
+    prefix = frozen(config, job, out / PREFIX, size)
+    start = prefix.stop if prefix else 0
+
+    def given(rows: list[Row]) -> Given:
+        batch = assemble(rows)
+        return look_up(model, batch) | (prefix.given(rows, batch.tokens.shape[1]) if prefix else {})
+
+    def scores() -> dict[str, float]:
+        return measured(lambda rows: held_out(model, given(rows), start), config.rows, job.held, group)
+
     report = fit(
         model,
-        loss,
-        lambda step, micro: arrays(model, draw(step, micro)),
+        partial(loss, start=start),
+        lambda step, micro: (given(draw(step, micro)),),
         config.fit,
         out,
-        scores=scores,
-        inputs={"data": inputs, "settings": settings, "hosts": size},
+        scores=scores if any(job.held.values()) else None,
+        inputs=holds(config, job, size),
         watch=watch,
         group=group,
     )
@@ -120,23 +149,31 @@ def train(config: Config, job: Job, out: Path, watch: Callable[[dict], None], gr
     return report
 
 
-def held_batches(config: Config, job: Job) -> Iterator[tuple[str, list[Batch]]]:
-    for name, found in job.held.items():
-        rows = [[example] for example in sorted(found[: config.held_rows], key=lambda e: len(e.ids))]
-        if rows:
-            yield name, [assemble(rows[at : at + config.rows]) for at in range(0, len(rows), config.rows)]
+def frozen(config: Config, job: Job, folder: Path, size: int = 1) -> Prefix | None:
+    """The blocks that never change, where there are some and rows are drawn more than once."""
+    stop, rows = lowest(job.loaded.model), [row for stream in job.mixture.streams for row in stream.all_rows()]
+    if not config.prefix or not stop or config.fit.steps * config.fit.accumulate * config.rows * size <= len(rows):
+        return None
+    held = [row for found in job.held.values() for row in found]
+    made_by = {"weights": job.weights, "agp": agp.__version__}
+    return Prefix(job.loaded.model, stop, [*rows, *held], folder, made_by)
 
 
-def measured(model: Any, held: Mapping[str, list[Batch]]) -> dict[str, float]:
-    """Mean loss a token, of each source and of all."""
-    sums, scores = [], {}
+def measured(
+    held_out: Callable[[list[Row]], Sums], rows: int, held: Mapping[str, list[Row]], group: Any
+) -> dict[str, float]:
+    """Mean loss a token, of each source and of all; each host takes its share of the batches."""
+    rank, size = (group.rank(), group.size()) if group is not None else (0, 1)
+    sums = {}
     for name, found in held.items():
-        parts = [held_out(model, *arrays(model, batch)) for batch in found]
-        mx.eval(parts)
-        total, count = (sum(part[k].item() for part in parts) for k in (0, 1))
-        scores[name] = total / count
-        sums.append((total, count))
-    return {"loss": sum(t for t, _ in sums) / sum(c for _, c in sums), **(scores if len(scores) > 1 else {})}
+        total = mx.zeros(2)
+        for batch in [found[at : at + rows] for at in range(0, len(found), rows)][rank::size]:
+            total = total + mx.stack(list(held_out(batch)))
+            mx.eval(total)
+        sums[name] = total
+    sums = {name: total.tolist() for name, total in added(group, sums).items() if held[name]}
+    whole = sum(total for total, _ in sums.values()) / sum(count for _, count in sums.values())
+    return {"loss": whole} | ({name: total / count for name, (total, count) in sums.items()} if len(sums) > 1 else {})
 
 
 def save(config: Config, job: Job, out: Path, report: Report) -> None:

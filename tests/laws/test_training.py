@@ -118,7 +118,7 @@ def on_batches(model, made):
     """Sums over batches, as they add up in a step."""
     total = [mx.array(0.0), mx.array(0.0)]
     for batch in made:
-        total = [a + b for a, b in zip(total, language.loss(model, *language.arrays(model, batch)), strict=True)]
+        total = [a + b for a, b in zip(total, language.loss(model, language.look_up(model, batch)), strict=True)]
     return tuple(total)
 
 
@@ -139,5 +139,5 @@ def test_packed_examples_train_as_if_each_were_alone(family, name):
 @pytest.mark.parametrize("family", ["gemma4", "gemma3n"])
 def test_a_held_out_loss_is_the_training_loss_of_the_same_rows(family):
     model, batch = trained(family), assemble([some_examples()[:3]])
-    given = language.arrays(model, batch)
-    close(language.held_out(model, *given)[0], language.loss(model, *given)[0], 1e-6)
+    given = language.look_up(model, batch)
+    close(language.held_out(model, given)[0], language.loss(model, given)[0], 1e-6)

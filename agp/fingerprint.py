@@ -1,0 +1,31 @@
+"""Which weights a model has: one digest of all of them, equal on hosts that hold the same."""
+
+import hashlib
+import sys
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+from tqdm import tqdm
+
+from agp.models import table
+from agp.models.decoder import Decoder
+
+ROWS = 1024  # of a table on disk that are read: reading all would take a minute
+
+
+def fingerprint(model: Decoder) -> str:
+    arrays: Any = tree_flatten(model.parameters())
+    found, arrays = hashlib.sha256(), sorted(arrays)
+    bar = {"total": sum(a.nbytes for _, a in arrays), "unit": "B", "unit_scale": True, "delay": 2, "leave": False}
+    with tqdm(desc="digest of the weights", file=sys.stderr, **bar) as shown:
+        for name, a in arrays:
+            found.update(f"{name} {a.dtype} {a.shape}\n".encode())
+            found.update(np.array(a.reshape(-1).view(mx.uint8), copy=False).data)
+            shown.update(a.nbytes)
+    if isinstance(on_disk := model.get(table.NAME), table.DiskTable):
+        count = on_disk.num_embeddings
+        rows = on_disk(mx.arange(0, count, max(1, count // ROWS)))
+        found.update(f"{table.NAME} {count}\n".encode() + np.array(rows.view(mx.uint8)).tobytes())
+    return found.hexdigest()

@@ -1,0 +1,276 @@
+"""Hosts that train as one: who they are, whether all have come and hold the same, and what they add up together.
+
+`mlx.launch` starts a command on every host and says in MLX_RANK and MLX_HOSTFILE who is who. MLX's ring would wait for
+ever for a host that does not come, and for one that has gone silent; so hosts meet over a connection of their own
+before they join it, and go on hearing of each other there.
+"""
+
+import hashlib
+import json
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_map
+from tqdm import tqdm
+
+LONGEST = 1 << 20  # bytes that a host may say
+LOST = 75  # exit status where a silent host left no other way out: try again
+
+
+class Hosts(NamedTuple):
+    rank: int
+    addresses: list[tuple[str, int]]  # where all meet at the first; the second is for nobody else to take part
+    name: str  # of this meeting
+
+    @property
+    def size(self) -> int:
+        return len(self.addresses)
+
+
+class HostLost(ConnectionError):
+    pass
+
+
+def told() -> Hosts | None:
+    """What mlx.launch said; None on a host that is alone."""
+    rank, file = os.environ.get("MLX_RANK"), os.environ.get("MLX_HOSTFILE")
+    text = Path(file).read_text().strip() if rank is not None and file else ""
+    if not text:
+        return None
+    try:
+        given = json.loads(text)
+        pairs = [[address.rpartition(":") for address in host] for host in given]
+        first = max(int(port) for host in pairs for _, _, port in host) + 1
+        hosts = Hosts(
+            int(rank or 0), [(host[0][0], first) for host in pairs], hashlib.sha256(text.encode()).hexdigest()
+        )
+    except (ValueError, TypeError, IndexError, AttributeError) as e:
+        raise ValueError(f"MLX_HOSTFILE names {file}, which is no list of addresses of hosts: {e}") from e
+    if not 0 <= hosts.rank < hosts.size:
+        raise ValueError(f"MLX_RANK is {rank}, but {file} lists {hosts.size} hosts")
+    return hosts
+
+
+class Meeting:
+    """Connections to the others: of host 0 one to each, of each one to host 0."""
+
+    def __init__(self, hosts: Hosts, wait: float):
+        self.hosts, self.ends = hosts, time.monotonic() + wait
+        self.wait, self.links = wait, {}
+
+    def all_said(self, said: Mapping[str, Any]) -> list[dict]:
+        """What every host says, in the order of their ranks."""
+        if self.hosts.rank:
+            self.links[0] = self.reach()
+            send(self.links[0], {"name": self.hosts.name, "rank": self.hosts.rank, "said": said})
+            answer = receive(self.links[0], self.left() + 5)
+            if "all" not in answer:
+                raise TimeoutError(answer.get("why", "host 0 hung up"))
+            return answer["all"]
+        came = {0: dict(said)}
+        try:
+            self.await_all(came)
+        except TimeoutError as e:
+            for link in self.links.values():
+                with suppress(OSError):
+                    send(link, {"why": str(e)})
+            raise
+        whole = [came[rank] for rank in range(self.hosts.size)]
+        for link in self.links.values():
+            send(link, {"all": whole})
+        return whole
+
+    def __enter__(self) -> "Meeting":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for link in self.links.values():
+            link.close()
+
+    def reach(self) -> socket.socket:
+        where = self.hosts.addresses[0]
+        with Waiting(self, f"waiting for host 0 at {where[0]}") as waiting:
+            while (left := waiting.show()) > 0:
+                try:
+                    return socket.create_connection(where, timeout=min(5, left))
+                except OSError:
+                    time.sleep(0.2)
+        raise TimeoutError(self.absent({0}))
+
+    def await_all(self, came: dict[int, dict]) -> None:
+        what = f"waiting for {self.hosts.size - 1} more of {self.hosts.size} hosts"
+        with socket.create_server(self.hosts.addresses[0]) as door, Waiting(self, what) as waiting:
+            door.settimeout(0.2)
+            while missing := set(range(self.hosts.size)) - came.keys():
+                if waiting.show() <= 0:
+                    raise TimeoutError(self.absent(missing))
+                try:
+                    link, _ = door.accept()
+                except TimeoutError:
+                    continue
+                found = self.welcome(link)
+                if found is None:
+                    link.close()
+                else:
+                    came[found["rank"]], self.links[found["rank"]] = found["said"], link
+
+    def welcome(self, link: socket.socket) -> dict | None:
+        """What a visitor says if it belongs here; scanners and hosts of another run do not."""
+        try:
+            found = receive(link, 5)
+        except (OSError, ValueError):
+            return None
+        known = found.get("name") == self.hosts.name and found.get("rank") in range(1, self.hosts.size)
+        return found if known and isinstance(found.get("said"), dict) else None
+
+    def left(self) -> float:
+        return self.ends - time.monotonic()
+
+    def absent(self, ranks: set[int]) -> str:
+        names = ", ".join(f"host {rank} ({self.hosts.addresses[rank][0]})" for rank in sorted(ranks))
+        return (
+            f"{names} did not come within {self.wait:.0f} s. Is the command running there, and is "
+            f"{':'.join(map(str, self.hosts.addresses[0]))} to be reached from there? --wait SECONDS waits longer"
+        )
+
+    def watch(self, silence: float) -> None:
+        """End this process when a host is silent for so long: a ring that waits cannot be stopped otherwise."""
+        for link in self.links.values():
+            link.settimeout(None)
+        threading.Thread(target=self.listen, args=(silence,), daemon=True).start()
+
+    def listen(self, silence: float) -> None:
+        heard, links = selectors.DefaultSelector(), dict(self.links)
+        for rank, link in links.items():
+            heard.register(link, selectors.EVENT_READ, rank)
+        last = dict.fromkeys(links, time.monotonic())
+        while links:
+            for rank, link in list(links.items()):
+                with suppress(OSError):
+                    link.send(b".")
+                if time.monotonic() - last[rank] > silence:
+                    print(
+                        f"\nagp: host {rank} has been silent for {silence:.0f} s. {GO_ON}", file=sys.stderr, flush=True
+                    )
+                    os._exit(LOST)
+            for key, _ in heard.select(timeout=silence / 10):
+                try:
+                    alive = links[key.data].recv(4096)
+                except OSError:
+                    alive = b""
+                last[key.data] = time.monotonic()
+                if not alive:  # it has ended, well or not: the ring will say
+                    heard.unregister(links.pop(key.data))
+            time.sleep(silence / 20)
+
+
+GO_ON = "What was saved last is whole: start the same command again on all hosts to go on from it"
+
+
+class Waiting:
+    """Says how much time is left, once waiting has taken two seconds."""
+
+    def __init__(self, meeting: Meeting, what: str):
+        self.meeting, self.what, self.bar = meeting, what, None
+
+    def show(self) -> float:
+        left = self.meeting.left()
+        if self.meeting.wait - left > 2:
+            self.bar = self.bar or tqdm(desc=self.what, bar_format="{desc}, {postfix}", leave=False, file=sys.stderr)
+            self.bar.set_postfix_str(f"{left:.0f} s left")
+        return left
+
+    def __enter__(self) -> "Waiting":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar:
+            self.bar.close()
+
+
+def send(link: socket.socket, what: Mapping[str, Any]) -> None:
+    link.sendall(json.dumps(what).encode() + b"\n")
+
+
+def receive(link: socket.socket, wait: float) -> dict:
+    """One line of JSON."""
+    ends, data = time.monotonic() + wait, b""
+    while not data.endswith(b"\n"):
+        link.settimeout(max(0.01, ends - time.monotonic()))
+        part = link.recv(65_536)
+        data += part
+        if not part or len(data) > LONGEST:
+            raise ConnectionError("a host hung up before it had said what it holds")
+    found = json.loads(data)
+    return found if isinstance(found, dict) else {}
+
+
+def join(hosts: Hosts | None, holds: Mapping[str, Any], wait: float = 120, silence: float = 60) -> Any:
+    """The group of all hosts once they have met and hold the same; None for a host that is alone."""
+    if hosts is None:
+        return None
+    with ExitStack() as stack:
+        meeting = stack.enter_context(Meeting(hosts, wait))
+        whole = meeting.all_said(json.loads(json.dumps(holds)))
+        if wrong := [line for rank, one in enumerate(whole) for line in unlike(rank, whole[0], one)]:
+            raise ValueError(f"the hosts do not hold the same: {'; '.join(wrong)}")
+        stack.pop_all()  # it stays open, to be watched
+    meeting.watch(silence)
+    return mx.distributed.init(strict=True, backend="ring")
+
+
+def unlike(rank: int, first: Any, other: Any, at: str = "") -> list[str]:
+    if isinstance(first, dict) and isinstance(other, dict):
+        names = sorted(first.keys() | other.keys())
+        return [line for n in names for line in unlike(rank, first.get(n), other.get(n), f"{at}.{n}" if at else n)]
+    return [] if first == other else [f"{at} is {first!r} on host 0, {other!r} on host {rank}"]
+
+
+def added(group: Any, tree: Any) -> Any:
+    """Sums over all hosts, of arrays of one kind. On the CPU's stream: a GPU that waits for a peer is killed."""
+    if group is None or group.size() == 1:
+        return tree
+    leaves: Any = tree_flatten(tree)
+    whole = mx.concatenate(
+        [a.reshape(-1) for _, a in leaves]
+    )  # one exchange: each costs as long as it takes to say hello
+    mx.eval(whole)
+    total = mx.distributed.all_sum(whole, group=group, stream=mx.cpu)
+    try:
+        mx.eval(total)
+    except RuntimeError as e:
+        raise HostLost(f"a host was lost: {e}") from e
+    ends = np.cumsum([a.size for _, a in leaves])[:-1].tolist()
+    parts = iter(mx.split(total, ends))
+    return tree_map(lambda a: next(parts).reshape(a.shape), tree)
+
+
+def spread(group: Any, source: int, tree: Any) -> Any:
+    """What host `source` holds, bit for bit, for all."""
+    mine = group.rank() == source
+
+    def bits(x: mx.array) -> mx.array:
+        whole = x.reshape(-1).view(mx.int32 if x.dtype.size >= 4 else mx.uint8).astype(mx.int32)
+        return whole if mine else mx.zeros_like(whole)
+
+    def back(x: mx.array, whole: mx.array) -> mx.array:
+        return whole.astype(mx.int32 if x.dtype.size >= 4 else mx.uint8).view(x.dtype).reshape(x.shape)
+
+    return tree_map(back, tree, added(group, tree_map(bits, tree)))
+
+
+def most(group: Any, number: int) -> int:
+    """The rank of the host whose number is largest, the first of them."""
+    mine = np.zeros(group.size(), np.int32)
+    mine[group.rank()] = number
+    return int(np.argmax(np.array(added(group, [mx.array(mine)])[0])))

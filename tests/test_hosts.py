@@ -1,0 +1,238 @@
+"""Hosts meet, or say who did not come; hold the same, or say what differs; and lose each other without loss.
+
+Seen to fail when broken: strangers taken in, differences of a later host left out, a sum over own gradients alone,
+no watch, a state from before the loss of a host.
+"""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from agp import blas
+from agp.hosts import LOST, Meeting, join, told, unlike
+from agp.states import STATE
+from tests.launch import ROOT, ended, host_file, start
+
+MODELS = {"gemma4": ROOT / "agp/assets/tiny-gemma4", "gemma3n": ROOT / "agp/assets/tiny-gemma3n"}
+
+
+@pytest.fixture
+def at(monkeypatch):
+    """What a process of this rank would be told."""
+
+    def of(file, rank):
+        monkeypatch.setenv("MLX_HOSTFILE", str(file))
+        monkeypatch.setenv("MLX_RANK", str(rank))
+        return told()
+
+    return of
+
+
+def met(hosts, said, wait=10.0):
+    """All hosts at once, each in a thread: what each was told, or why not."""
+    found = {}
+
+    def one(rank):
+        try:
+            with Meeting(hosts[rank], wait) as meeting:
+                found[rank] = meeting.all_said(said[rank])
+        except OSError as e:
+            found[rank] = e
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in said]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_a_command_started_by_itself_is_alone(monkeypatch):
+    monkeypatch.delenv("MLX_RANK", raising=False)
+    assert told() is None and join(None, {}) is None
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[["here"]]', "[[]]", '{"a": 1}', '[["a:1"], null]'])
+def test_a_list_of_hosts_that_is_none_is_refused(text, at, tmp_path):
+    (tmp_path / "hosts").write_text(text)
+    with pytest.raises(ValueError, match="which is no list of addresses"):
+        at(tmp_path / "hosts", 0)
+
+
+def test_a_rank_beyond_the_list_is_refused(at, tmp_path):
+    with pytest.raises(ValueError, match="lists 3 hosts"):
+        at(host_file(tmp_path, 3), 3)
+
+
+def test_processes_on_one_machine_share_its_cores(at, tmp_path):
+    at(host_file(tmp_path, 3), 1)
+    assert blas.beside() == 3
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_every_host_hears_what_all_say(order, at, tmp_path):
+    file = host_file(tmp_path, 3)
+    hosts = {rank: at(file, rank) for rank in order}
+    said = {rank: {"rank": rank, "long": "x" * 100_000} for rank in order}
+    assert met(hosts, said) == {rank: [said[0], said[1], said[2]] for rank in order}
+
+
+def test_hosts_that_do_not_come_are_named(at, tmp_path):
+    file = host_file(tmp_path, 3)
+    hosts = {rank: at(file, rank) for rank in range(3)}
+    found = met(hosts, {0: {}, 2: {}}, wait=1.0)
+    for rank in (0, 2):
+        assert isinstance(found[rank], TimeoutError)
+        assert "host 1 (127.0.0.1) did not come within 1 s" in str(found[rank])
+    assert "host 0 (127.0.0.1) did not come" in str(met(hosts, {1: {}}, wait=1.0)[1])
+
+
+def test_strangers_are_turned_away(at, tmp_path):
+    file = host_file(tmp_path)
+    hosts = {rank: at(file, rank) for rank in range(2)}
+
+    def stranger():
+        for words in (b"GET / HTTP/1.1\r\n\r\n", b'{"name": "other", "rank": 1, "said": {}}\n', b"[]\n", b""):
+            for _ in range(50):
+                try:
+                    with socket.create_connection(hosts[0].addresses[0], timeout=5) as link:
+                        link.sendall(words)
+                    break
+                except ConnectionRefusedError:
+                    time.sleep(0.05)
+
+    visit = threading.Thread(target=stranger)
+    visit.start()
+    found = {}
+    first = threading.Thread(target=lambda: found.update(met(hosts, {0: {"a": 0}})))
+    first.start()
+    visit.join()
+    second = met(hosts, {1: {"a": 1}})
+    first.join()
+    assert found[0] == second[1] == [{"a": 0}, {"a": 1}]
+
+
+def test_what_differs_is_named():
+    first = {"data": {"notes": "ab"}, "settings": {"rank": 8, "kind": "lora"}}
+    other = {"data": {"notes": "cd"}, "settings": {"rank": 4, "kind": "lora", "new": 1}}
+    assert unlike(1, first, other) == [
+        "data.notes is 'ab' on host 0, 'cd' on host 1",
+        "settings.new is None on host 0, 1 on host 1",
+        "settings.rank is 8 on host 0, 4 on host 1",
+    ]
+    assert unlike(1, first, first) == []
+
+
+SILENT = """
+import sys, time
+from agp.hosts import added, join, told
+import mlx.core as mx
+group = join(told(), {}, wait=30, silence=2)
+added(group, [mx.ones(3)])
+print("joined", flush=True)
+if group.rank():
+    time.sleep(60)
+added(group, [mx.ones(3)])
+"""
+
+
+@pytest.mark.slow
+def test_a_host_that_falls_silent_is_not_waited_for(tmp_path):
+    """Stopped, not ended: its connections stay open, and the ring would wait for ever."""
+    file = host_file(tmp_path)
+    first, second = (start(["-c", SILENT], rank, file) for rank in range(2))
+    try:
+        assert first.stdout.readline() == second.stdout.readline() == "joined\n"
+        second.send_signal(signal.SIGSTOP)
+        code, said = ended(first, within=30)
+    finally:
+        second.kill()
+        second.communicate()
+    assert code == LOST and "host 1 has been silent for 2 s. What was saved last is whole" in said
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notes")
+    rows = [{"prompt": f"glorp {i % 7}", "completion": f"zib {i} " + "ba " * (i % 9)} for i in range(60)]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def training(notes, out, rows, *more, family="gemma4"):
+    settings = ["length=64", f"rows={rows}", "fit.rate=1e-2", "fit.log_every=1", "fit.evaluate_every=4", *more]
+    where = ["--model", str(MODELS[family]), "--dtype", "float32", "--data", str(notes), "--out", str(out)]
+    return ["-m", "scripts.cli", "train", "domain", *where, *settings]
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def arrays(path):
+    return {name: np.array(a) for name, a in mx.load(str(path)).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MODELS)
+def test_two_processes_train_what_one_trains(family, notes, tmp_path):
+    """The same global batches of unequal lengths; weights differ by how sums are rounded."""
+    file = host_file(tmp_path)
+    steps = ["fit.steps=5", "kind=dora", "targets=attention"]
+    runs = [start(training(notes, tmp_path / "two", 2, *steps, family=family), rank, file) for rank in range(2)]
+    for code, said in map(ended, runs):
+        assert code == 0, said
+    code, said = ended(start(training(notes, tmp_path / "one", 4, *steps, family=family)))
+    assert code == 0, said
+    for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        for name in a.keys() & {"loss", "held_loss"}:
+            assert abs(a[name] - b[name]) <= 1e-6 * abs(a[name])
+        assert a.get("count") == b.get("count")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_host_leaves_a_whole_state_and_both_end_in_the_same_bits(victim, notes, tmp_path):
+    steps = ["fit.steps=12", "fit.save_every=3"]
+    whole = [tmp_path / f"whole-{rank}" for rank in range(2)]
+    broken = [tmp_path / f"broken-{rank}" for rank in range(2)]
+
+    def both(outs):
+        file = host_file(tmp_path)
+        return [start(training(notes, out, 2, *steps), rank, file) for rank, out in enumerate(outs)]
+
+    for code, said in map(ended, both(whole)):
+        assert code == 0, said
+    runs = both(broken)
+    while not (broken[0] / "metrics.jsonl").exists() or metrics(broken[0])[-1]["step"] < 5:
+        time.sleep(0.05)
+    os.kill(runs[victim].pid, signal.SIGKILL)
+    code, said = ended(runs[1 - victim])
+    ended(runs[victim])
+    kept = json.loads(mx.load(str(broken[1 - victim] / STATE), return_metadata=True)[1]["agp"])["step"]
+    assert code == 2 and "a host was lost" in said and "on all hosts" in said, said
+    assert kept >= 5 and f"Step {kept} is saved in {broken[1 - victim]}" in said, said
+    for code, said in map(ended, both(broken)):
+        assert code == 0, said
+    for a, b in zip(whole, broken, strict=True):
+        one, other = arrays(a / STATE), arrays(b / STATE)
+        assert one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+    assert [r["step"] for r in metrics(whole[0])] == [r["step"] for r in metrics(broken[0])]
+
+
+@pytest.mark.slow
+def test_hosts_that_hold_other_data_do_not_start(notes, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/train.jsonl").write_text((notes / "train.jsonl").read_text().replace("zib 3", "zub 3"))
+    file = host_file(tmp_path)
+    commands = [training(notes, tmp_path / "out", 2), training(tmp_path / "other", tmp_path / "out", 2, "rank=4")]
+    for code, said in map(ended, [start(command, rank, file) for rank, command in enumerate(commands)]):
+        assert code == 2 and "settings.rank is 8 on host 0, 4 on host 1" in said and "data." in said, said
+    assert not (tmp_path / "out").exists()
