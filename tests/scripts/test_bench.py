@@ -12,7 +12,7 @@ import agp
 from agp.figures import entries
 from agp.models.gemma4 import Model
 from agp.quant import quantized_paths
-from scripts.bench import decode, e2b
+from scripts.bench import decode, e2b, train
 from tests.toys import config_dict
 
 TOY = {key: config_dict("gemma4", "five to one")[key] for key in decode.SIZES["tiny"]} | {"sliding_window": 8}
@@ -106,3 +106,24 @@ def test_the_table_on_disk_and_in_memory_end_up_in_one_result(tmp_path, monkeypa
     e2b.run(arguments(e2b, *words, "--folder", str(tmp_path)))
     found = figures(tmp_path / "e2b.json")
     assert set(found["e2b.resident_gb"]["value"]) == {"table in disk", "table in memory"}
+
+
+@pytest.mark.slow
+def test_training_is_measured_beside_mlx_lm_on_the_same_rows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "VOCABULARY", 512)
+    words = ["--pairs", "2", "--batches", "2", "--rows", "2", "--length", "64", "--folder", str(tmp_path)]
+    train.run(arguments(train, *words))
+    found = figures(tmp_path / "train.json")
+    assert set(found) == {"train.memory_ratio", "train.tokens_ratio", "train.prefix_ratio"}
+    epochs = json.loads((tmp_path / "train.json").read_text())["epochs"]
+    assert {len(side) for case in epochs.values() for side in case.values()} == {3}
+    assert "learned tokens/s" in capsys.readouterr().out
+
+
+def test_training_of_other_linears_is_not_compared(monkeypatch):
+    epochs = {"ours": {"loss": 1.0, "trained": 5}, "theirs": {"loss": 1.0, "trained": 6}}
+    with pytest.raises(ValueError, match="other linears"):
+        train.same({side: [epoch] for side, epoch in epochs.items()})
+    epochs["theirs"] |= {"trained": 5, "loss": 1.2}
+    with pytest.raises(ValueError, match="do not train the same"):
+        train.same({side: [epoch] for side, epoch in epochs.items()})
