@@ -126,7 +126,7 @@ def linears(model: nn.Module) -> dict[str, nn.Module]:
 def attach(model: Decoder, adapter: Adapter, arrays: Mapping[str, mx.array] | None = None) -> None:
     """Freeze `model` and adapt the linears named, with fresh matrices or `arrays` named `path.lora_a` and so on."""
     if wrong := faults(model, adapter):
-        raise ValueError("this adapter does not fit this model: " + "; ".join(wrong))
+        raise ValueError(f"this adapter does not fit this model: {some(wrong, 500, '; ')}")
     there = linears(model)
     new = {path: Adapted(there[path], part, adapter.dora, adapter.dropout) for path, part in adapter.parts.items()}
     if arrays is not None:
@@ -149,7 +149,7 @@ def fill(parts: Mapping[str, Adapted], arrays: Mapping[str, mx.array]) -> None:
         elif not mx.isfinite(arrays[name].astype(mx.float32)).all().item():
             wrong.append(f"NaN or infinity in {name}")
     if wrong:
-        raise ValueError("the adapter's arrays do not fit: " + "; ".join(wrong))
+        raise ValueError(f"the adapter's arrays do not fit: {some(wrong, 500, '; ')}")
     for path, part in parts.items():
         for name in own(part):
             part[name] = arrays[f"{path}.{name}"].astype(mx.float32)
@@ -194,6 +194,8 @@ def faults(model: Decoder, adapter: Adapter) -> list[str]:
         rank, most = adapter.parts[path].rank, min(shape(there[path]))
         if type(rank) is not int or not 0 < rank <= most:
             wrong.append(f"{path} has rank {rank!r}; 1 to {most} make sense")
+        if not 0 < abs(adapter.parts[path].scale) < float("inf"):
+            wrong.append(f"{path} has scale {adapter.parts[path].scale!r}; a number that is not 0 is needed")
         if why := useless(model, path):
             wrong.append(f"{path}: {why}")
     return wrong

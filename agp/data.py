@@ -10,7 +10,7 @@ Rows may say besides to which `document` they belong, and conversations which `n
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +96,7 @@ def understood(place: str, given: Any) -> Row:
         messages, text = conversation(given["messages"]), ""
     messages = with_notes(messages, given.get("notes", []))
     whole = json.dumps([messages, text], sort_keys=True)
+    json.dumps(given, ensure_ascii=False).encode()  # half a surrogate pair is JSON, and no text
     if len(whole) > LONGEST:
         raise ValueError(f"has {len(whole)} characters; up to {LONGEST} are read")
     digest = hashlib.sha256(whole.encode()).hexdigest()
@@ -128,7 +129,7 @@ def with_notes(messages: tuple[dict[str, Any], ...], notes: Any) -> tuple[dict[s
     if not isinstance(notes, list) or not messages:
         raise ValueError(f"notes are {shown(notes)}; a list of texts, beside messages or a prompt, is needed")
     said = "\n".join(f"- {worded(note, 'a note')}" for note in notes)
-    first = messages[0] | {"content": f"Notes:\n{said}\n\n{messages[0]['content']}"}
+    first = messages[0] | {"content": f"Notes:\n{said}\n\n{messages[0].get('content') or ''}"}
     return first, *messages[1:]
 
 
@@ -154,9 +155,18 @@ def apart(splits: dict[str, list[Row]], wrong: list[str]) -> tuple[dict[str, lis
             notes.append(f"no valid.jsonl: {len(held)} of {len(held) + len(kept)} rows are held out, by document")
         else:
             notes.append("nothing is held out: there is one document only")
+    elif not splits["valid"]:
+        notes.append("valid.jsonl is empty: nothing is held out")
     if twice := len(splits["train"]) - len({row.digest for row in splits["train"]}):
         notes.append(f"{twice} rows of train.jsonl say what another one says")
     return splits, notes
+
+
+def leaks(sources: Iterable[Source]) -> list[str]:
+    """Rows that one source holds out and another one trains on."""
+    homes = {row.digest: f"{s.name}, {row.place}" for s in sources for row in s.splits["train"]}
+    held = [(f"{s.name}, {row.place}", row) for s in sources for row in s.splits.get("valid", [])]
+    return [f"{place}: is in {homes[row.digest]} too" for place, row in held if row.digest in homes]
 
 
 def is_held(document: str) -> bool:

@@ -80,8 +80,9 @@ def generate(
     It ends early where the context is full. However it ended, `cache` holds all tokens but the last one handed out:
     go on with that one and what follows it.
     """
-    if chunk < 1 or max_tokens < 1:
-        raise ValueError(f"chunk and max_tokens are numbers from 1 on; got {chunk} and {max_tokens}")
+    for name, number in (("chunk", chunk), ("max_tokens", max_tokens)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}; 1 or more is needed")
     cache = model.make_cache() if cache is None else cache
     prompt, _, _ = accept(model.config, model.identity, [list(tokens)], None, cache)
     assert prompt is not None, "tokens in, tokens out"

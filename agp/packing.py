@@ -79,6 +79,10 @@ class Mixture:
         ends = np.round(np.cumsum(shares / shares.sum()) * ROUND).astype(int)
         drawn = np.repeat(np.arange(len(shares)), np.diff(ends, prepend=0))
         self.drawn = np.random.default_rng([seed, 3]).permutation(drawn)
+        if never := [name for k, name in enumerate(streams) if not (self.drawn == k).any()]:
+            raise ValueError(
+                f"the weights of {', '.join(never)} are below a {2 * ROUND}th of all: they would never be drawn"
+            )
         self.before = [np.cumsum(self.drawn == k) - (self.drawn == k) for k in range(len(shares))]
 
     def row(self, number: int) -> Row:

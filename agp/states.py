@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from agp.artifacts import write_bytes, write_safetensors
 from agp.hosts import most, spread
-from agp.models.tensors import read_header, some
+from agp.models.tensors import read_header, shown, some
 
 STATE, BEST = "state.safetensors", "best.safetensors"
 TOLD = 1024  # bytes in which a state is told to other hosts, arrays aside
@@ -37,19 +37,17 @@ class State:
         path = out / STATE
         if not path.exists():
             return cls(made_with)
-        if wrong := read_header(path)[1]:
-            raise ValueError(f"{out} cannot be resumed: {'; '.join(wrong)}")
-        loaded: Any = mx.load(str(path), return_metadata=True)
-        arrays, about = loaded
-        kept = json.loads(about["agp"])
+        arrays, about = read(path)
+        try:
+            kept = json.loads(about["agp"])
+        except (KeyError, ValueError) as e:
+            raise ValueError(f"{path} is no state of a run; give another folder") from e
         if others := differences(kept["made_with"], made_with):
             raise ValueError(
                 f"{out} holds a run made with {'; '.join(others)}. Ask as it was made, or give another folder"
             )
         wanted = flat(model, optimizer)
-        odd = sorted(wanted.keys() ^ arrays.keys()) or [n for n, a in arrays.items() if a.shape != wanted[n].shape]
-        if odd:
-            raise ValueError(f"{path} does not fit this model: {some(odd)}. Give another folder")
+        fitting(path, arrays, wanted)
         put(arrays, model, optimizer)
         return cls(**kept, saved=kept["step"])
 
@@ -89,6 +87,29 @@ def flat(model: Any, optimizer: Any) -> dict[str, mx.array]:
     return dict(arrays)
 
 
+def read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """Arrays and what is said of them, of a file that is whole."""
+    if not path.exists():
+        raise ValueError(f"{path} is missing, though this run has made it; give another folder")
+    if wrong := read_header(path)[1]:
+        raise ValueError(f"this run cannot go on: {'; '.join(wrong)} in {path.parent}; give another folder")
+    loaded: Any = mx.load(str(path), return_metadata=True)
+    return loaded
+
+
+def fitting(path: Path, arrays: Mapping[str, mx.array], wanted: Mapping[str, mx.array]) -> None:
+    odd = sorted(wanted.keys() ^ arrays.keys()) or [n for n, a in arrays.items() if a.shape != wanted[n].shape]
+    if odd:
+        raise ValueError(f"{path} does not fit this model: {some(odd)}. Give another folder")
+
+
+def read_best(out: Path, model: Any) -> None:
+    """Leave the best weights in the model."""
+    arrays, _ = read(out / BEST)
+    fitting(out / BEST, arrays, trained(model))
+    model.update(tree_unflatten(list(arrays.items())))
+
+
 def put(arrays: dict[str, mx.array], model: Any, optimizer: Any) -> None:
     tree: Any = tree_unflatten(list(arrays.items()))
     model.update(tree["model"])
@@ -121,6 +142,8 @@ def keep_rows(path: Path, step: int) -> None:
             row = json.loads(line)
         except ValueError:
             continue
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise ValueError(f"{path} holds {shown(line)}, which no run wrote; give another folder")
         if step and row["step"] <= step:
             kept.append(line)
     write_bytes(path, "".join(f"{line}\n" for line in kept).encode())

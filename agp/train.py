@@ -47,11 +47,20 @@ class FitConfig:
     patience: int | None = None  # evaluations without a better one before it ends
 
     def faults(self) -> list[str]:
-        wrong = [f"{k} is {v!r}; 1 or more is needed" for k, v in asdict(self).items() if k in COUNTS and v < 1]
+        values = asdict(self)
+        wrong = [f"{k} is {values[k]!r}; 1 or more is needed" for k in COUNTS if not values[k] >= 1]
         wrong += [
-            f"{k} is {v!r}; above 0 is needed" for k, v in asdict(self).items() if k in ("rate", "clip") and v <= 0
+            f"{k} is {values[k]!r}; a number above 0 is needed" for k in ("rate", "clip") if not 0 < values[k] < INF
         ]
-        return wrong
+        wrong += [f"{k} is {values[k]!r}; 0 or more is needed" for k in ZEROS if not 0 <= values[k] < INF]
+        wrong += [] if self.floor <= 1 else [f"floor is {self.floor!r}; a share of the rate, 1 at most, is needed"]
+        wrong += [] if self.seed < 2**63 else [f"seed is {self.seed}; it must be below 2**63"]
+        odd = self.patience is not None and self.patience < 1
+        return wrong + ([f"patience is {self.patience}; 1 or more evaluations are needed, or none"] if odd else [])
+
+    def decides(self) -> dict[str, Any]:
+        """What a resumed run must have had: all but how often it writes."""
+        return {k: v for k, v in asdict(self).items() if k not in ("log_every", "save_every")}
 
     def rate_at(self, step: int) -> float:
         """Of a step, counted from 1: a straight line up, then half a cosine down."""
@@ -62,6 +71,8 @@ class FitConfig:
 
 
 COUNTS = ("steps", "accumulate", "log_every", "save_every", "evaluate_every")
+ZEROS = ("warmup", "floor", "weight_decay", "seed")
+INF = math.inf
 
 
 class Report(NamedTuple):
@@ -107,7 +118,7 @@ class Run:
         self.rank, self.size = (group.rank(), group.size()) if group is not None else (0, 1)
         self.optimizer = optim.AdamW(config.rate, weight_decay=config.weight_decay, bias_correction=True)
         self.optimizer.init(model.trainable_parameters())
-        self.state = State.load(out, model, self.optimizer, asdict(config), inputs)
+        self.state = State.load(out, model, self.optimizer, config.decides(), inputs)
         if self.size > 1:
             self.state.share(group, out, model, self.optimizer)
         model.train()
@@ -165,7 +176,12 @@ class Run:
 
     def broken(self, number: int, value: float, norm: float) -> str:
         what = f"the loss is {value} and its gradient {norm} long at step {number}"
-        return f"{what}; nothing was updated. The last good state is step {self.state.saved} in {self.out}"
+        kept = (
+            f"The last good state is step {self.state.saved} in {self.out}"
+            if self.state.saved
+            else "No state was saved yet"
+        )
+        return f"{what}; nothing was updated. {kept}. A lower rate, or a longer warm-up, may help"
 
     def judge(self, scores: Scores, watch: Callable[[dict], None]) -> None:
         self.model.eval()

@@ -67,7 +67,7 @@ def guard(verb: str, argv: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
         return 141
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("AGP_TRACEBACK"):
             raise
         print(f"agp {verb}: {error}", file=sys.stderr)

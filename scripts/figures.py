@@ -20,7 +20,11 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    found = [entry for entry in collect(args.folder) if entry.name.startswith(args.only)]
+    known = collect(args.folder)
+    found = [entry for entry in known if entry.name.startswith(args.only)]
+    if known and not found:
+        names = sorted({entry.name.partition(".")[0] for entry in known})
+        raise ValueError(f"no figure begins with {args.only!r}; they begin with {', '.join(names)}")
     print(table(found))
     return int(args.check and any(entry.verdict == "missed" for entry in found))
 
@@ -36,15 +40,21 @@ def collect(folder: Path) -> list[Entry]:
             if name in home:
                 raise ValueError(f"figure {name} is in both {home[name].name} and {path.name}")
             home[name] = path
-            found += entries(name, figure)
+            try:
+                found += entries(name, figure)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
     return sorted(found)
 
 
 def read(path: Path) -> dict[str, dict]:
     try:
-        return json.loads(path.read_text()).get("figures", {})
+        found = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("figures", {}), dict):
+        raise ValueError(f"{path} holds no object with figures")
+    return found.get("figures", {})
 
 
 def table(found: list[Entry]) -> str:

@@ -3,6 +3,8 @@
 agp generate --model agp/assets/tiny-gemma4 --prompt "def mean(values):" --max-tokens 60
 git diff | agp generate --model google/gemma-4-E2B-it --chat --prompt - --temperature 0.7 --seed 3
 
+agp generate --model google/gemma-4-E2B-it --adapter runs/notes/adapter --chat --prompt "What did we decide?"
+
 Ctrl-C ends it; what was written stays. Without --temperature the likeliest token is taken, and a seed changes nothing.
 """
 
@@ -14,6 +16,8 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 import agp
+from agp import adapter_files
+from agp.adapters import attach
 from agp.generate import Step, generate, make_sampler, until
 from agp.models.load import DTYPES, TABLES, Loaded
 from agp.quant import BITS
@@ -24,6 +28,7 @@ QUIET = 2.0  # seconds of prefill before it is worth a word
 
 def add_arguments(parser) -> None:
     parser.add_argument("--model", required=True, metavar="PATH", help="a checkpoint folder or a Hub id")
+    parser.add_argument("--adapter", metavar="DIR", help="what `agp train` made, or PEFT, or mlx-lm")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue; - reads stdin")
     parser.add_argument("--chat", action="store_true", help="ask it as a user, through the model's chat template")
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="at most so many (default: 256)")
@@ -32,14 +37,23 @@ def add_arguments(parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default: 0)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--dtype", choices=DTYPES, help="default: as stored; float32 is the fastest on a CPU")
-    parser.add_argument("--quantize", type=int, choices=BITS, metavar="BITS", help="quantize while loading: 2 to 8")
+    parser.add_argument(
+        "--quantize", type=int, choices=BITS, metavar="BITS", help="quantize while loading: 2, 3, 4, 5, 6 or 8"
+    )
     parser.add_argument("--table", choices=TABLES, help="where per-layer embeddings stay (default: as memory allows)")
 
 
 def run(args) -> None:
     sampler = make_sampler(args.temperature, args.top_p, args.seed)
+    wrong = [] if args.max_tokens >= 1 else [f"--max-tokens is {args.max_tokens}; 1 or more is needed"]
+    wrong += ["a stop string is empty"] if "" in args.stop else []
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    adapter = adapter_files.load(args.adapter) if args.adapter else None
     prompt = read_prompt(args.prompt)
     loaded = agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)
+    if adapter:
+        attach(loaded.model, adapter.adapter, adapter.arrays)
     tokenizer = tokenizer_of(loaded)
     tokens = tokenizer.chat([{"role": "user", "content": prompt}]) if args.chat else tokenizer.encode(prompt)
     if mx.metal.is_available():  # keep the weights from being paged out between tokens

@@ -10,6 +10,7 @@ Under mlx.launch all hosts train as one: docs/two-macs.md.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -42,8 +43,10 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the run is kept (default: runs/domain)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of settings")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: as stored; float32 is the fastest on a CPU")
-    parser.add_argument("--quantize", type=int, choices=BITS, metavar="BITS", help="quantize while loading: 2 to 8")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: as stored; on a CPU float32, the fastest there")
+    parser.add_argument(
+        "--quantize", type=int, choices=BITS, metavar="BITS", help="quantize while loading: 2, 3, 4, 5, 6 or 8"
+    )
     parser.add_argument("--table", choices=TABLES, help="where per-layer embeddings stay (default: as memory allows)")
     parser.add_argument(
         "--wait", type=float, default=120, metavar="SECONDS", help="for other hosts, under mlx.launch (default: 120)"
@@ -66,8 +69,11 @@ def run(args) -> int:
     given = {name: getattr(args, name) for name in ("model", "dtype", "quantize", "table")}
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     if args.data:
-        config = replace(config, data=dict(named(folder) for folder in args.data))
+        config = replace(config, data=all_named(args.data))
     config = override(config, args.settings)
+    out = args.out or Path("runs/domain")
+    if wrong := unwritable(out):
+        raise ValueError(f"--out {out}: {wrong}")
     hosts = told()
     size, first = (hosts.size, not hosts.rank) if hosts else (1, True)
     job = domain.prepared(config, size)
@@ -78,7 +84,7 @@ def run(args) -> int:
             preview(config, job)
         return 0
     held = {**domain.holds(config, job, size), "fit": asdict(config.fit), "versions": versions()}
-    group, out = join(hosts, held, args.wait), args.out or Path("runs/domain")
+    group = join(hosts, held, args.wait)
     with Bar(config.fit.steps, hidden=not first) as bar:
         report = domain.train(config, job, out, bar.show, group)
     if report.ended == "interrupted":
@@ -86,22 +92,43 @@ def run(args) -> int:
         return 130
     if first:
         print(summary(report, out))
-    return 0
+    return int(report.best_step == 0)
+
+
+def unwritable(out: Path) -> str | None:
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        return f"{there} is a file, and a folder is needed"
+    return None if os.access(there, os.W_OK) else f"{there} cannot be written to"
 
 
 def versions() -> dict[str, str | None]:
     return {name: version(name) for name in ("agp", "mlx")}
 
 
+def all_named(given: list[str]) -> dict[str, str]:
+    pairs = [named(folder) for folder in given]
+    if twice := sorted({name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1}):
+        raise ValueError(
+            f"several sources are called {', '.join(twice)}; give them names of their own: --data NAME=DIR"
+        )
+    return dict(pairs)
+
+
 def named(given: str) -> tuple[str, str]:
     name, equals, folder = given.partition("=")
+    if not (folder if equals else given):
+        raise ValueError(f"--data {given!r} names no folder")
     return (name, folder) if equals else (Path(given).name or "data", given)
 
 
 def summary(report, out: Path) -> str:
+    if report.best_step == 0:
+        held = f"the held-out loss was best before the first step, {report.best:.4f}"
+        return f"nothing was gained in {report.step} steps: {held}. No adapter was written; a lower rate may help"
     ended = {"done": "done", "early": "ended early, for want of a better held-out loss,"}[report.ended]
     best = f"; the best held-out loss, {report.best:.4f}, was after step {report.best_step}" if report.best else ""
-    return f"{ended} after step {report.step}{best}\nadapter: {out / domain.ADAPTER}"
+    return f"{ended} after step {report.step}{best}\nadapter: {out / domain.ADAPTER}  (agp generate --adapter tries it)"
 
 
 class Bar:

@@ -137,6 +137,11 @@ WRONG = {
     "a norm": (lambda m: Adapter(parts={"layers.0.input_layernorm": Part(2, 1.0)}), "no linear at"),
     "no path": (lambda m: Adapter(parts={}), "names no linear"),
     "a rank beyond the layer": (lambda m: Adapter(parts={"layers.0.mlp.up_proj": Part(33, 1.0)}), "rank 33; 1 to 32"),
+    "a scale that is no number": (
+        lambda m: Adapter(parts={"layers.0.mlp.up_proj": Part(2, float("nan"))}),
+        "scale nan; a number that is not 0",
+    ),
+    "no scale": (lambda m: Adapter(parts={"layers.0.mlp.up_proj": Part(2, 0.0)}), "scale 0.0"),
     "a dropout of all": (lambda m: design(m, "mlp", dropout=1.0), "dropout is 1.0"),
     "an unknown kind": (lambda m: design(m, "mlp", kind="qlora"), "kind is 'qlora'; one of lora, dora, rslora"),
     "an unknown set": (lambda m: design(m, "mpl"), "one of all, attention, mlp, o_proj, or a file"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from agp.data import read
+from agp.data import leaks, read
 
 CHAT = {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]}
 PROMPT = {"prompt": "a?", "completion": "b"}
@@ -52,6 +52,7 @@ FAULTS = {
     "no assistant": ({"messages": [{"role": "user", "content": "x"}]}, "no turn is the assistant's"),
     "another layout": ({"text": "x"}, "layouts are mixed: 2 rows of prompt, 1 rows of text"),
     "notes that are none": (PROMPT | {"notes": "x"}, "notes are 'x'; a list of texts"),
+    "half a character": ({"prompt": "a\ud800b", "completion": "c"}, "train.jsonl:2: 'utf-8' codec"),
     "a document that is none": (PROMPT | {"document": 3}, "document is 3"),
 }
 
@@ -116,3 +117,25 @@ def test_rows_said_twice_are_counted(tmp_path):
 def test_the_digest_sees_every_file(tmp_path):
     first = read(folder(tmp_path, train=[PROMPT], valid=[{"prompt": "v", "completion": "w"}])).digest
     assert first != read(folder(tmp_path, train=[PROMPT, {"prompt": "n", "completion": "m"}])).digest
+
+
+def test_notes_may_come_before_a_turn_without_words(tmp_path):
+    turns = [{"role": "user", "tool_calls": [{"name": "f"}]}, {"role": "assistant", "content": "y"}]
+    source = read(folder(tmp_path, train=[{"messages": turns, "notes": ["it rains"]}]))
+    assert source.splits["train"][0].messages[0]["content"] == "Notes:\n- it rains\n\n"
+
+
+def test_an_empty_valid_file_is_said(tmp_path):
+    assert "valid.jsonl is empty: nothing is held out" in read(folder(tmp_path, train=[PROMPT], valid=[])).notes
+
+
+def test_what_one_source_holds_out_another_must_not_train_on(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    one = read(folder(tmp_path / "a", train=[PROMPT], valid=[{"prompt": "x", "completion": "y"}]), "a")
+    other = read(folder(tmp_path / "b", train=[{"prompt": "x", "completion": "y"}], valid=[PROMPT]), "b")
+    assert leaks([one]) == []
+    assert leaks([one, other]) == [
+        "a, valid.jsonl:1: is in b, train.jsonl:1 too",
+        "b, valid.jsonl:1: is in a, train.jsonl:1 too",
+    ]

@@ -93,6 +93,17 @@ def test_a_broken_file_is_named(tmp_path, capsys):
     (tmp_path / "bad.json").write_text("{")
     assert cli.main(["figures", "--folder", str(tmp_path)]) == 2
     assert "bad.json: not JSON" in capsys.readouterr().err
+    (tmp_path / "bad.json").write_text("[]")
+    assert cli.main(["figures", "--folder", str(tmp_path)]) == 2
+    assert "bad.json holds no object with figures" in capsys.readouterr().err
+    (tmp_path / "bad.json").write_text('{"figures": {"x": {}}}')
+    assert cli.main(["figures", "--folder", str(tmp_path)]) == 2
+    assert "bad.json: figure x has no value; has no command" in capsys.readouterr().err
+
+
+def test_a_prefix_of_no_figure_is_an_error(capsys):
+    assert cli.main(["figures", "--only", "zzz"]) == 2
+    assert "no figure begins with 'zzz'; they begin with decode, " in capsys.readouterr().err
 
 
 def test_an_empty_folder_has_no_figures_yet(tmp_path):

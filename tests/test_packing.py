@@ -73,6 +73,12 @@ def test_two_hosts_draw_together_what_one_draws(packed):
     assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == alone
 
 
+def test_a_weight_that_means_never_is_refused():
+    streams = {name: Stream(examples([5] * 4), 5, True, 1, seed=0) for name in "ab"}
+    with pytest.raises(ValueError, match="the weights of b are below a 2000th of all"):
+        Mixture(streams, {"a": 1.0, "b": 1e-4}, together=1, seed=0)
+
+
 def test_a_source_without_rows_is_refused():
     with pytest.raises(ValueError, match="no rows left"):
         Stream([], 64, True, 1, 0)

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from agp.adapters import attach
 from agp.losses import next_token
-from agp.states import BEST, STATE
+from agp.states import BEST, STATE, read_best
 from agp.targets import design
 from agp.train import METRICS, FitConfig, fit
 from tests.toys import toy
@@ -152,7 +152,7 @@ def test_another_config_or_other_inputs_are_refused(tmp_path):
 def test_a_damaged_state_is_refused(tmp_path):
     run(tmp_path, steps=2)
     (tmp_path / STATE).write_bytes((tmp_path / STATE).read_bytes()[:-7])
-    with pytest.raises(ValueError, match="cannot be resumed: state.safetensors is truncated"):
+    with pytest.raises(ValueError, match="cannot go on: state.safetensors is truncated"):
         run(tmp_path, steps=2)
 
 
@@ -164,5 +164,58 @@ def test_the_rate_goes_up_in_a_line_and_down_in_half_a_cosine():
 
 
 def test_a_config_that_makes_no_sense_is_one_error(tmp_path):
-    with pytest.raises(ValueError, match="steps is 0; 1 or more is needed; rate is -1; above 0 is needed"):
+    with pytest.raises(ValueError, match="steps is 0; 1 or more is needed; rate is -1; a number above 0 is needed"):
         run(tmp_path, steps=0, rate=-1)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"rate": math.nan},
+        {"rate": math.inf},
+        {"clip": math.nan},
+        {"floor": -5},
+        {"floor": 2},
+        {"warmup": -5},
+        {"weight_decay": -1e30},
+        {"seed": -1},
+        {"seed": 2**70},
+        {"patience": 0},
+    ],
+    ids=str,
+)
+def test_settings_that_would_spoil_a_run_are_refused(odd, tmp_path):
+    with pytest.raises(ValueError, match=f"^{next(iter(odd))} is"):
+        run(tmp_path, **odd)
+    assert not list(tmp_path.iterdir())
+
+
+def test_how_often_a_run_writes_may_change_when_it_goes_on(tmp_path):
+    run(tmp_path, steps=4, log_every=1)
+    run(tmp_path, steps=4, log_every=2, save_every=1)
+
+
+def test_what_is_no_state_is_refused(tmp_path):
+    run(tmp_path, steps=2, scores=lambda: {"loss": 1.0})
+    (tmp_path / STATE).write_bytes((tmp_path / BEST).read_bytes())
+    with pytest.raises(ValueError, match="is no state of a run"):
+        run(tmp_path, steps=2)
+
+
+@pytest.mark.parametrize("line", ["5", '{"mine": 1}', '{"step": "x"}'])
+def test_rows_that_no_run_wrote_are_not_dropped(line, tmp_path):
+    (tmp_path / METRICS).write_text(line + "\n")
+    with pytest.raises(ValueError, match="which no run wrote"):
+        run(tmp_path, steps=2)
+    assert (tmp_path / METRICS).read_text() == line + "\n"
+
+
+def test_best_weights_are_read_whole_or_not(tmp_path):
+    model, _ = run(tmp_path, steps=2, scores=lambda: {"loss": 1.0})
+    read_best(tmp_path, model)
+    (tmp_path / BEST).write_bytes((tmp_path / BEST).read_bytes()[:-7])
+    with pytest.raises(ValueError, match="best.safetensors is truncated"):
+        read_best(tmp_path, model)
+    (tmp_path / BEST).unlink()
+    with pytest.raises(ValueError, match="best.safetensors is missing"):
+        read_best(tmp_path, model)

@@ -50,11 +50,11 @@ def finite(numbers: np.ndarray, dtype: str) -> bool:
     return True
 
 
-def some(names: Iterable[str], most: int = LONGEST_NAME) -> str:
+def some(names: Iterable[str], most: int = LONGEST_NAME, between: str = ", ") -> str:
     """All names, or the first few and how many more."""
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(clean(name, most) for name in names[:SHOWN]) + more
+    return between.join(clean(name, most) for name in names[:SHOWN]) + more
 
 
 def clean(text: str, most: int = LONGEST_NAME) -> str:

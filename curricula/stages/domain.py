@@ -1,5 +1,7 @@
 """The domain stage: a LoRA or DoRA adapter that makes the base speak the user's distribution."""
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -7,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx.utils import tree_unflatten
 
 import agp
 from agp import adapter_files, data
@@ -18,13 +19,15 @@ from agp.hosts import added
 from agp.language import Given, held_out, look_up, loss
 from agp.losses import Sums
 from agp.models.load import Loaded
+from agp.models.tensors import some
 from agp.packing import Mixture, Row, Stream, assemble, drawn
-from agp.states import BEST
+from agp.states import read_best
 from agp.supervise import Example, prepare
 from agp.targets import design
 from agp.train import FitConfig, Report, fit
 
 ADAPTER, PREFIX = "adapter", "prefix"
+NAME = re.compile(r"[\w-]+")  # of a source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +73,16 @@ def prepared(config: Config, size: int = 1) -> Job:
     if wrong := faults(config):
         raise ValueError("; ".join(wrong))
     sources = {name: data.read(folder, name) for name, folder in config.data.items()}
-    loaded = agp.load(config.model, config.revision, config.dtype, config.quantize, config.table)
+    if leaks := data.leaks(sources.values()):
+        raise ValueError(f"what is measured must not be trained on: {some(leaks, 500, '; ')}")
+    slow = config.dtype is None and mx.default_device() == mx.cpu
+    dtype = "float32" if slow else config.dtype  # bfloat16 takes a CPU ten times as long
+    loaded = agp.load(config.model, config.revision, dtype, config.quantize, config.table)
     tokenizer, limit = loaded.tokenizer, min(config.length, loaded.config.max_position_embeddings)
     if tokenizer is None:
         raise ValueError(f"{config.model} has no tokenizer, and text cannot be read without one")
-    notes = [f"{name}: {note}" for name, source in sources.items() for note in source.notes]
+    notes = ["float32, the fastest on a CPU; --dtype chooses otherwise"] if slow else []
+    notes += [f"{name}: {note}" for name, source in sources.items() for note in source.notes]
     train, held = {}, {}
     for name, source in sources.items():
         for split, into in (("train", train), ("valid", held)):
@@ -98,11 +106,17 @@ def prepared(config: Config, size: int = 1) -> Job:
 def faults(config: Config) -> list[str]:
     wrong = [] if config.model else ["model is missing: a checkpoint folder or a Hub id"]
     wrong += [] if config.data else ["data is missing: a folder with train.jsonl"]
+    if odd := [name for name in config.data if not NAME.fullmatch(name) or name == "loss"]:
+        wrong.append(f"a source cannot be called {', '.join(map(repr, odd))}: letters, digits, - and _, and not 'loss'")
     if strange := sorted(config.weights.keys() - config.data.keys()):
         wrong.append(f"weights name {', '.join(strange)}; the sources are {', '.join(config.data)}")
-    if bad := [name for name, w in config.weights.items() if w <= 0]:
-        wrong.append(f"the weights of {', '.join(bad)} must be above 0")
-    for name in ("length", "rows", "held_rows"):
+    if bad := [name for name, w in config.weights.items() if not 0 < w < math.inf]:
+        wrong.append(f"the weights of {', '.join(bad)} must be numbers above 0")
+    if not 0 < config.alpha < math.inf:
+        wrong.append(f"alpha is {config.alpha}; a number above 0 is needed")
+    if not 0 <= config.dropout < 1:
+        wrong.append(f"dropout is {config.dropout}; a share from 0 to below 1 is needed")
+    for name in ("length", "rows", "held_rows", "rank"):
         if getattr(config, name) < 1:
             wrong.append(f"{name} is {getattr(config, name)}; 1 or more is needed")
     return wrong + config.fit.faults()
@@ -144,7 +158,7 @@ def train(config: Config, job: Job, out: Path, watch: Callable[[dict], None], gr
         watch=watch,
         group=group,
     )
-    if report.ended != "interrupted" and not rank:
+    if report.ended != "interrupted" and not rank and report.best_step != 0:
         save(config, job, out, report)
     return report
 
@@ -179,13 +193,12 @@ def measured(
 def save(config: Config, job: Job, out: Path, report: Report) -> None:
     """The best weights where something was held out, else the last; the model is left with them."""
     if report.best_step is not None:
-        best: Any = mx.load(str(out / BEST))
-        job.loaded.model.update(tree_unflatten(list(best.items())))
+        read_best(out, job.loaded.model)
     about = {
         "base": config.model,
         "revision": config.revision,
         "agp": agp.__version__,
-        "step": report.best_step or report.step,
+        "step": report.step if report.best_step is None else report.best_step,
         "held_loss": report.best,
         "data": {name: source.digest for name, source in job.sources.items()},
     }

@@ -9,9 +9,13 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
+from agp.adapter_files import save
+from agp.adapters import attach, detach
 from agp.artifacts import ROOT
+from agp.targets import design
 from scripts import cli
 from scripts import generate as door
+from tests.test_adapters import stir
 from tests.toys import config_dict, toy
 
 TOKENIZER = ROOT / "agp" / "assets" / "tiny-gemma4"
@@ -53,6 +57,18 @@ def test_a_seed_makes_the_text_and_stdin_can_hold_the_prompt(say, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("def f(x):"))
     assert say("--prompt", "-", *drawn, "3")[1] == first
     assert say("--prompt", "def f(x):", *drawn, "4")[1] != first
+
+
+def test_an_adapter_changes_the_text(say, tmp_path):
+    model = toy("gemma4", "shares some", **WORDS)
+    attach(model, design(model, "mlp", rank=2))
+    stir(model)
+    adapter, arrays = detach(model)
+    save(tmp_path / "adapter", "gemma4_text", adapter, {name: 20 * a for name, a in arrays.items()})
+    words = ["--prompt", "def f(x):", "--max-tokens", "12", "--temperature", "1.5", "--seed", "3"]
+    code, text, _ = say(*words, "--adapter", str(tmp_path / "adapter"))
+    assert code == 0 and text != say(*words)[1]
+    assert "holds neither adapters.safetensors" in say(*words, "--adapter", str(tmp_path))[2]
 
 
 def test_text_ends_before_a_stop_string(say):
@@ -100,7 +116,7 @@ def test_a_long_prefill_says_how_long_it_takes(capsys):
         (["--prompt", ""], "the prompt is empty"),
         (["--prompt", "a", "--temperature", "-1"], "temperature is -1.0"),
         (["--prompt", "a", "--top-p", "2"], "top_p is 2.0"),
-        (["--prompt", "a", "--max-tokens", "0"], "numbers from 1 on"),
+        (["--prompt", "a", "--max-tokens", "0"], "--max-tokens is 0; 1 or more is needed"),
         (["--prompt", "a", "--stop", ""], "a stop string is empty"),
         (["--prompt", "word " * 400], "do not fit the context of 300"),
     ],

@@ -100,6 +100,18 @@ WRONG = {
     "no such folder": (["--model", str(MODEL), "--data", "nowhere"], "nowhere has no train.jsonl"),
     "no such setting": (["--model", str(MODEL), "--data", "{notes}", "ranks=3"], "no setting ranks"),
     "no such set": (["--model", str(MODEL), "--data", "{notes}", "targets=all-linear"], "one of all, attention"),
+    "two sources of one name": (
+        ["--model", str(MODEL), "--data", "{notes}", "--data", "{notes}"],
+        "several sources are called",
+    ),
+    "a source called loss": (["--model", str(MODEL), "--data", "loss={notes}"], "cannot be called 'loss'"),
+    "no folder": (["--model", str(MODEL), "--data", "x="], "names no folder"),
+    "a weight that is no number": (
+        ["--model", str(MODEL), "--data", "a={notes}", "weights.a=nan"],
+        "the weights of a must be numbers",
+    ),
+    "an alpha of nothing": (["--model", str(MODEL), "--data", "{notes}", "alpha=0"], "alpha is 0"),
+    "a rate that is no number": (["--model", str(MODEL), "--data", "{notes}", "fit.rate=nan"], "rate is nan"),
     "a weight for nothing": (["--model", str(MODEL), "--data", "{notes}", "weights.x=2"], "weights name x"),
 }
 
@@ -112,3 +124,21 @@ def test_what_the_user_can_mend_is_one_line(name, notes, tmp_path, capsys):
     error = capsys.readouterr().err
     assert said in error and error.strip().splitlines()[-1].startswith("agp train: ")
     assert not (tmp_path / "run").exists()
+
+
+def test_out_must_be_a_folder_and_that_is_said_first(notes, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file/run"):
+        assert cli.main(["train", "domain", "--model", "nowhere", "--data", str(notes), "--out", str(out)]) == 2
+        assert f"--out {out}: {tmp_path / 'file'} is a file" in capsys.readouterr().err
+
+
+def test_where_nothing_is_gained_no_adapter_is_written(notes, tmp_path, capsys):
+    """What is held out is what the model knows best, and what it learns has nothing to do with it."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.jsonl").write_text((notes / "train.jsonl").read_text())
+    row = {"prompt": "def f(self, x):", "completion": "\n        return self.x\n"}
+    (tmp_path / "data/valid.jsonl").write_text(json.dumps(row))
+    assert cli.main(command(tmp_path / "data", tmp_path / "run", "fit.rate=10", "fit.steps=3")) == 1
+    assert "nothing was gained in 3 steps: the held-out loss was best before the first step" in capsys.readouterr().out
+    assert not (tmp_path / "run/adapter").exists()
