@@ -4,17 +4,19 @@
     {"prompt": "...", "completion": "..."}
     {"text": "..."}
 
-Rows may say besides to which `document` they belong, and conversations which `notes` their answers rest on.
+or data sets of the Hub by name. Rows may say besides to which `document` they belong, and conversations which `notes`
+their answers rest on.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from agp import hub
 from agp.models.tensors import shown
 
 SPLITS = ("train", "valid", "test")
@@ -39,39 +41,59 @@ class Row(NamedTuple):
 class Source:
     name: str
     splits: dict[str, list[Row]]
-    digest: str  # of every file read
+    digest: str  # of every row read
     notes: tuple[str, ...]  # what was decided about it
 
 
-def read(folder: Path | str, name: str = "data") -> Source:
-    """All rows of a folder, or one error that names the first faults by file and line."""
-    folder = Path(folder).expanduser()
-    files = {split: folder / f"{split}.jsonl" for split in SPLITS if (folder / f"{split}.jsonl").exists()}
-    if "train" not in files:
-        found = sorted(p.name for p in folder.glob("*"))[:SHOWN] if folder.is_dir() else "no such folder"
-        raise ValueError(f"{folder} has no train.jsonl ({shown(found)}); put rows there, one JSON object a line")
+Given = Iterable[tuple[str, Callable[[], Any]]]  # of each row, its place, and what reads it
+
+
+def read(where: Path | str, name: str = "data", columns: Mapping[str, str] | None = None) -> Source:
+    """All rows of a folder or of a data set of the Hub, or one error that names the first faults by their places."""
+    if hub.NAME.fullmatch(str(where)) and not Path(where).exists():
+        given, notes = from_hub(str(where), columns or {})
+    else:
+        given, notes = from_folder(Path(where).expanduser()), []
     wrong: list[str] = []
-    splits = {split: list(rows(file, wrong)) for split, file in files.items()}
+    splits = {split: list(rows(found, wrong)) for split, found in given.items()}
     layouts = Counter(row.layout for found in splits.values() for row in found)
     if len(layouts) > 1:
         wrong.append(f"layouts are mixed: {', '.join(f'{n} rows of {layout}' for layout, n in layouts.items())}")
     if not splits["train"] and not wrong:
-        wrong.append("train.jsonl holds no rows")
-    splits, notes = apart(splits, wrong)
+        wrong.append("there are no rows to train on")
+    told = "".join(f"{split} {row.digest}\n" for split, found in splits.items() for row in found)
+    splits, more = apart(splits, wrong)
     if wrong:
-        more = f"\n... and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise ValueError(f"{folder} cannot be trained on:\n" + "\n".join(wrong[:SHOWN]) + more)
-    text = "".join(f"{split} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for split, file in files.items())
-    return Source(name, splits, hashlib.sha256(text.encode()).hexdigest(), tuple(notes))
+        others = f"\n... and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise ValueError(f"{where} cannot be trained on:\n" + "\n".join(wrong[:SHOWN]) + others)
+    return Source(name, splits, hashlib.sha256(told.encode()).hexdigest(), (*notes, *more))
 
 
-def rows(file: Path, wrong: list[str]) -> Iterator[Row]:
+def from_folder(folder: Path) -> dict[str, Given]:
+    files = {split: folder / f"{split}.jsonl" for split in SPLITS if (folder / f"{split}.jsonl").exists()}
+    if "train" not in files:
+        found = sorted(p.name for p in folder.glob("*"))[:SHOWN] if folder.is_dir() else "no such folder"
+        raise ValueError(f"{folder} has no train.jsonl ({shown(found)}); put rows there, one JSON object a line")
+    return {split: lines(file) for split, file in files.items()}
+
+
+def lines(file: Path) -> Given:
     for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{file.name}:{number}"
+        if line.strip():
+            yield f"{file.name}:{number}", lambda line=line: json.loads(line.decode())
+
+
+def from_hub(name: str, columns: Mapping[str, str]) -> tuple[dict[str, Given], list[str]]:
+    found, notes = hub.fetch(name, set().union(*LAYOUTS.values(), MORE), columns)
+    return {
+        split: ((f"{split}:{n}", lambda row=row: row) for n, row in enumerate(rows)) for split, rows in found.items()
+    }, notes
+
+
+def rows(given: Given, wrong: list[str]) -> Iterator[Row]:
+    for place, get in given:
         try:
-            yield understood(place, json.loads(line.decode()))
+            yield understood(place, get())
         except UnicodeDecodeError as e:
             wrong.append(f"{place}: not UTF-8: {e.reason} at byte {e.start} of the line")
         except (ValueError, RecursionError) as e:

@@ -4,6 +4,8 @@ agp train domain --model google/gemma-4-E2B-it --quantize 4 --data notes/ --out 
 agp train domain --model agp/assets/tiny-gemma4 --data chat=a/ --data code=b/ --out runs/x kind=dora fit.steps=500
 agp train domain --model agp/assets/tiny-gemma4 --data notes/ --out runs/notes --dry-run
 
+agp train domain --model google/gemma-4-E2B-it --data owner/name columns.prompt=question columns.completion=answer
+
 A folder of data holds train.jsonl and, if you have them, valid.jsonl and test.jsonl, with rows in one of three layouts:
 {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}. The same command again goes on where it ended.
 Under mlx.launch all hosts train as one: docs/two-macs.md.
@@ -39,7 +41,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("stage", choices=["domain"], help="what to train")
     parser.add_argument("--model", metavar="PATH", help="a checkpoint folder or a Hub id")
     parser.add_argument(
-        "--data", action="append", default=[], metavar="[NAME=]DIR", help="a folder of rows; repeatable"
+        "--data", action="append", default=[], metavar="[NAME=]DIR", help="a folder of rows, or a Hub id; repeatable"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the run is kept (default: runs/domain)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of settings")

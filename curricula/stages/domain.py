@@ -32,7 +32,7 @@ NAME = re.compile(r"[\w-]+")  # of a source
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """`data` is a folder, or several by name; `weights` say how often each is drawn (equally, by default)."""
+    """`data` are folders or data sets of the Hub by name; `weights` say how often each is drawn, equally by default."""
 
     model: str = ""
     revision: str | None = None
@@ -41,6 +41,7 @@ class Config:
     table: str | None = None
     data: dict[str, str] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)  # how data sets of the Hub call `text`, `prompt` and so on
     targets: str = "all"
     last: int | None = None  # adapt only so many of the last blocks
     rank: int = 8
@@ -72,7 +73,7 @@ def prepared(config: Config, size: int = 1) -> Job:
     """Data first, for it fails soonest; then the model, with a fresh adapter on it."""
     if wrong := faults(config):
         raise ValueError("; ".join(wrong))
-    sources = {name: data.read(folder, name) for name, folder in config.data.items()}
+    sources = {name: data.read(where, name, config.columns) for name, where in config.data.items()}
     if leaks := data.leaks(sources.values()):
         raise ValueError(f"what is measured must not be trained on: {some(leaks, 500, '; ')}")
     slow = config.dtype is None and mx.default_device() == mx.cpu
@@ -110,6 +111,10 @@ def faults(config: Config) -> list[str]:
         wrong.append(f"a source cannot be called {', '.join(map(repr, odd))}: letters, digits, - and _, and not 'loss'")
     if strange := sorted(config.weights.keys() - config.data.keys()):
         wrong.append(f"weights name {', '.join(strange)}; the sources are {', '.join(config.data)}")
+    if strange := sorted(config.columns.keys() - set().union(*data.LAYOUTS.values(), data.MORE)):
+        wrong.append(
+            f"columns name {', '.join(strange)}; they are {', '.join(sorted(set().union(*data.LAYOUTS.values())))}"
+        )
     if bad := [name for name, w in config.weights.items() if not 0 < w < math.inf]:
         wrong.append(f"the weights of {', '.join(bad)} must be numbers above 0")
     if not 0 < config.alpha < math.inf:
