@@ -10,7 +10,10 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-CHUNK = 128  # positions whose logits exist at once: 128 MiB in float32 for a vocabulary of 262144
+from agp.layers import soft_cap
+
+CHUNK = 32  # positions whose logits are one array: 32 MiB for a real vocabulary, of which MLX has a dozen under way
+NO_CAP = 2.0**100  # of logits where a model has none: nothing is rounded by it
 TINY = 1e-37  # others that are less beside the largest weigh nothing in float32
 STAGE = 256  # terms added one after another
 HEAD = ("altup_unembed_projections", "norm", "lm_head", "embed_tokens")
@@ -60,28 +63,30 @@ def parts(hidden: mx.array, chunk: int) -> list[slice]:
 
 
 def missed_by(model: Any, hidden: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
-    logits = model.head(model.normed(hidden[None]))[0].astype(mx.float32)
-    found: Any = surprise(logits, targets[:, None])
+    cap = model.config.final_logit_softcapping
+    found: Any = surprise(model.uncapped(model.normed(hidden[None]))[0], targets[:, None], mx.array(cap or NO_CAP))
     return (weights * found[0]).sum()
 
 
 @mx.custom_function
-def surprise(logits: mx.array, targets: mx.array) -> Any:
+def surprise(uncapped: mx.array, targets: mx.array, cap: mx.array) -> Any:
     """Minus log of the true one's share, as log(1 + others / true): where that is nearly sure it keeps its digits."""
+    logits = soft_cap(uncapped.astype(mx.float32), cap)
     most = logits.max(-1, keepdims=True)
     beside = mx.where(targets == mx.arange(logits.shape[-1]), 0.0, mx.exp(logits - most))
     others = mx.maximum(total(beside), TINY)
     odds = mx.log(others) + most - mx.take_along_axis(logits, targets, axis=-1)
     untold = mx.sigmoid(odds)
-    return mx.logaddexp(0.0, odds)[:, 0], beside, untold, untold / others
+    return mx.logaddexp(0.0, odds)[:, 0], logits, beside, untold, untold / others
 
 
 @surprise.vjp
 def _(primals, cotangents, outputs):
     """By `softmax - 1` the slope of the true one would be lost to rounding; by the sum of all others it is not."""
-    targets, (_, beside, untold, part), due = primals[1], outputs, cotangents[0][:, None]
+    (uncapped, targets, cap), (_, logits, beside, untold, part), due = primals, outputs, cotangents[0][:, None]
     slope = mx.where(targets == mx.arange(beside.shape[-1]), -due * untold, due * part * beside)
-    return slope, mx.zeros_like(targets)
+    slope = slope * (1 - mx.square(logits / cap))
+    return slope.astype(uncapped.dtype), mx.zeros_like(targets), mx.zeros_like(cap)
 
 
 def total(x: mx.array) -> mx.array:

@@ -148,9 +148,11 @@ class Decoder(nn.Module):
 
     def head(self, normed: mx.array) -> mx.array:
         """Logits, B L V, of states that are normed already."""
-        logits = self.embed_tokens.as_linear(normed) if self.config.tie_word_embeddings else self.lm_head(normed)
-        cap = self.config.final_logit_softcapping
+        logits, cap = self.uncapped(normed), self.config.final_logit_softcapping
         return logits if cap is None else soft_cap(logits, mx.array(cap))
+
+    def uncapped(self, normed: mx.array) -> mx.array:
+        return self.embed_tokens.as_linear(normed) if self.config.tie_word_embeddings else self.lm_head(normed)
 
     def __call__(
         self,
