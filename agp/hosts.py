@@ -5,6 +5,7 @@ ever for a host that does not come, and for one that has gone silent; so hosts m
 before they join it, and go on hearing of each other there.
 """
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -13,8 +14,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ class Meeting:
 
     def __init__(self, hosts: Hosts, wait: float):
         self.hosts, self.ends = hosts, time.monotonic() + wait
-        self.wait, self.links = wait, {}
+        self.wait, self.links, self.over = wait, {}, threading.Event()
 
     def all_said(self, said: Mapping[str, Any]) -> list[dict]:
         """What every host says, in the order of their ranks."""
@@ -143,37 +144,47 @@ class Meeting:
             f"{':'.join(map(str, self.hosts.addresses[0]))} to be reached from there? --wait SECONDS waits longer"
         )
 
-    def watch(self, silence: float) -> None:
-        """End this process when a host is silent for so long: a ring that waits cannot be stopped otherwise."""
+    def watch(self) -> None:
+        """End this process when nothing is heard of a host for so long; a ring that waits cannot be stopped."""
         for link in self.links.values():
             link.settimeout(None)
-        threading.Thread(target=self.listen, args=(silence,), daemon=True).start()
+        self.thread = threading.Thread(target=self.listen, daemon=True)
+        self.thread.start()
 
-    def listen(self, silence: float) -> None:
-        heard, links = selectors.DefaultSelector(), dict(self.links)
+    def listen(self) -> None:
+        heard, links, last = selectors.DefaultSelector(), dict(self.links), {}
         for rank, link in links.items():
             heard.register(link, selectors.EVENT_READ, rank)
-        last = dict.fromkeys(links, time.monotonic())
-        while links:
-            for rank, link in list(links.items()):
+            last[rank] = time.monotonic()
+        while links and not self.over.wait(self.wait / 40):
+            for rank, link in links.items():
                 with suppress(OSError):
-                    link.send(b".")
-                if time.monotonic() - last[rank] > silence:
-                    print(
-                        f"\nagp: host {rank} has been silent for {silence:.0f} s. {GO_ON}", file=sys.stderr, flush=True
-                    )
+                    link.send(HERE)
+                if time.monotonic() - last[rank] > self.wait:
+                    lost = f"nothing was heard of host {rank} for {self.wait:.0f} s"
+                    print(f"\nagp: {lost}. {GO_ON}", file=sys.stderr, flush=True)
                     os._exit(LOST)
-            for key, _ in heard.select(timeout=silence / 10):
+            for key, _ in heard.select(timeout=self.wait / 40):
                 try:
-                    alive = links[key.data].recv(4096)
+                    said = links[key.data].recv(4096)
                 except OSError:
-                    alive = b""
-                last[key.data] = time.monotonic()
-                if not alive:  # it has ended, well or not: the ring will say
-                    heard.unregister(links.pop(key.data))
-            time.sleep(silence / 20)
+                    said = b""
+                last[key.data] = time.monotonic() if said else last[key.data]
+                if not said or BYE in said:
+                    heard.unregister(key.fileobj)
+                if BYE in said:
+                    del links[key.data]
+
+    def leave(self) -> None:
+        """Say so, or the others would think this host lost."""
+        self.over.set()
+        self.thread.join()
+        for link in self.links.values():
+            with suppress(OSError):
+                link.send(BYE)
 
 
+HERE, BYE = b".", b"!"
 GO_ON = "What was saved last is whole: start the same command again on all hosts to go on from it"
 
 
@@ -215,18 +226,25 @@ def receive(link: socket.socket, wait: float) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def join(hosts: Hosts | None, holds: Mapping[str, Any], wait: float = 120, silence: float = 60) -> Any:
-    """The group of all hosts once they have met and hold the same; None for a host that is alone."""
+@contextmanager
+def joined(hosts: Hosts | None, holds: Mapping[str, Any], wait: float = 120) -> Iterator[Any]:
+    """The group of all hosts once they have met and hold the same; None for a host that is alone.
+
+    Seconds to `wait` for a host are counted before they have met, and whenever nothing is heard of it.
+    """
     if hosts is None:
-        return None
-    with ExitStack() as stack:
-        meeting = stack.enter_context(Meeting(hosts, wait))
+        yield None
+        return
+    with Meeting(hosts, wait) as meeting:
         whole = meeting.all_said(json.loads(json.dumps(holds)))
         if wrong := [line for rank, one in enumerate(whole) for line in unlike(rank, whole[0], one)]:
             raise ValueError(f"the hosts do not hold the same: {'; '.join(wrong)}")
-        stack.pop_all()  # it stays open, to be watched
-    meeting.watch(silence)
-    return mx.distributed.init(strict=True, backend="ring")
+        faulthandler.dump_traceback_later(wait, exit=True)  # of a host lost right now: `init` lets no Python thread run
+        group = mx.distributed.init(strict=True, backend="ring")
+        faulthandler.cancel_dump_traceback_later()
+        meeting.watch()
+        yield group
+        meeting.leave()
 
 
 def unlike(rank: int, first: Any, other: Any, at: str = "") -> list[str]:

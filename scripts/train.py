@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from agp.adapters import adapted, trainable
 from agp.artifacts import version
-from agp.hosts import join, told
+from agp.hosts import joined, told
 from agp.language import look_up, loss
 from agp.models.load import DTYPES, TABLES
 from agp.overrides import from_file, override
@@ -51,7 +51,11 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--table", choices=TABLES, help="where per-layer embeddings stay (default: as memory allows)")
     parser.add_argument(
-        "--wait", type=float, default=120, metavar="SECONDS", help="for other hosts, under mlx.launch (default: 120)"
+        "--wait",
+        type=float,
+        default=120,
+        metavar="SECONDS",
+        help="for a host that does not come, or has gone silent (default: 120)",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, on what, and how long")
     parser.add_argument("settings", nargs="*", metavar="name=value", help=f"settings: {settings(domain.Config())}")
@@ -86,8 +90,7 @@ def run(args) -> int:
             preview(config, job)
         return 0
     held = {**domain.holds(config, job, size), "fit": asdict(config.fit), "versions": versions()}
-    group = join(hosts, held, args.wait)
-    with Bar(config.fit.steps, hidden=not first) as bar:
+    with joined(hosts, held, args.wait) as group, Bar(config.fit.steps, hidden=not first) as bar:
         report = domain.train(config, job, out, bar.show, group)
     if report.ended == "interrupted":
         print(f"stopped and saved after step {report.step} in {out}; the same command goes on", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Processes as mlx.launch starts them, each with its rank and the list of hosts, so that a test can kill one alone."""
+"""Training in processes of their own, as mlx.launch starts them: a test can kill one of them alone."""
 
 import json
 import os
@@ -8,7 +8,11 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import mlx.core as mx
+import numpy as np
+
 ROOT = Path(__file__).parents[1]
+MODELS = {"gemma4": ROOT / "agp/assets/tiny-gemma4", "gemma3n": ROOT / "agp/assets/tiny-gemma3n"}
 
 
 def free_ports(count: int) -> list[int]:
@@ -44,3 +48,37 @@ def ended(run: subprocess.Popen, within: float = 120) -> tuple[int, str]:
     """Exit status, and all that it said."""
     out, err = run.communicate(timeout=within)
     return run.returncode, out + err
+
+
+def some_notes(folder: Path) -> Path:
+    """Rows of unequal lengths."""
+    rows = [{"prompt": f"glorp {i % 7}", "completion": f"zib {i} " + "ba " * (i % 9)} for i in range(60)]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def training(notes: Path, out: Path, rows: int, *more: str, family: str = "gemma4") -> list[str]:
+    settings = ["length=64", f"rows={rows}", "fit.rate=1e-2", "fit.log_every=1", "fit.evaluate_every=4", *more]
+    where = [
+        "--model",
+        str(MODELS[family]),
+        "--dtype",
+        "float32",
+        "--data",
+        str(notes),
+        "--out",
+        str(out),
+        "--wait",
+        "20",
+    ]
+    return ["-m", "scripts.cli", "train", "domain", *where, *settings]
+
+
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    loaded = mx.load(str(path))
+    assert isinstance(loaded, dict)
+    return {name: np.array(a) for name, a in loaded.items()}

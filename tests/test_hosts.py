@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 
 from agp import blas
-from agp.hosts import LOST, Meeting, join, told, unlike
+from agp.hosts import LOST, Meeting, joined, told, unlike
 from agp.states import STATE
-from tests.launch import ROOT, ended, host_file, start
+from tests.launch import MODELS, arrays, ended, host_file, metrics, some_notes, start, training
 
-MODELS = {"gemma4": ROOT / "agp/assets/tiny-gemma4", "gemma3n": ROOT / "agp/assets/tiny-gemma3n"}
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory):
+    return some_notes(tmp_path_factory.mktemp("notes"))
 
 
 @pytest.fixture
@@ -56,7 +59,8 @@ def met(hosts, said, wait=10.0):
 
 def test_a_command_started_by_itself_is_alone(monkeypatch):
     monkeypatch.delenv("MLX_RANK", raising=False)
-    assert told() is None and join(None, {}) is None
+    with joined(told(), {}) as group:
+        assert group is None
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '[["here"]]', "[[]]", '{"a": 1}', '[["a:1"], null]'])
@@ -130,16 +134,16 @@ def test_what_differs_is_named():
     assert unlike(1, first, first) == []
 
 
-SILENT = """
+TWO = """
 import sys, time
-from agp.hosts import added, join, told
+from agp.hosts import added, joined, told
 import mlx.core as mx
-group = join(told(), {}, wait=30, silence=2)
-added(group, [mx.ones(3)])
-print("joined", flush=True)
-if group.rank():
-    time.sleep(60)
-added(group, [mx.ones(3)])
+with joined(told(), {}, wait=3) as group:
+    added(group, [mx.ones(3)])
+    print("joined", flush=True)
+    if group.rank():
+        time.sleep(60)
+    added(group, [mx.ones(3)])
 """
 
 
@@ -147,7 +151,7 @@ added(group, [mx.ones(3)])
 def test_a_host_that_falls_silent_is_not_waited_for(tmp_path):
     """Stopped, not ended: its connections stay open, and the ring would wait for ever."""
     file = host_file(tmp_path)
-    first, second = (start(["-c", SILENT], rank, file) for rank in range(2))
+    first, second = (start(["-c", TWO.replace("wait=3", "wait=5")], rank, file) for rank in range(2))
     try:
         assert first.stdout.readline() == second.stdout.readline() == "joined\n"
         second.send_signal(signal.SIGSTOP)
@@ -155,29 +159,28 @@ def test_a_host_that_falls_silent_is_not_waited_for(tmp_path):
     finally:
         second.kill()
         second.communicate()
-    assert code == LOST and "host 1 has been silent for 2 s. What was saved last is whole" in said
+    assert code == LOST and "nothing was heard of host 1 for 5 s. What was saved last is whole" in said
 
 
-@pytest.fixture(scope="module")
-def notes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("notes")
-    rows = [{"prompt": f"glorp {i % 7}", "completion": f"zib {i} " + "ba " * (i % 9)} for i in range(60)]
-    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder
+@pytest.mark.slow
+def test_a_host_that_ends_before_the_ring_is_made_is_not_waited_for(tmp_path):
+    file = host_file(tmp_path)
+    first = start(["-c", TWO.replace("wait=3", "wait=8")], 0, file)
+    gone = "from agp.hosts import *\nwith Meeting(told(), 8) as meeting:\n    meeting.all_said({})"
+    assert ended(start(["-c", gone], 1, file))[0] == 0
+    code, said = ended(first, within=40)
+    assert code == 1 and "Timeout (0:00:08)" in said
 
 
-def training(notes, out, rows, *more, family="gemma4"):
-    settings = ["length=64", f"rows={rows}", "fit.rate=1e-2", "fit.log_every=1", "fit.evaluate_every=4", *more]
-    where = ["--model", str(MODELS[family]), "--dtype", "float32", "--data", str(notes), "--out", str(out)]
-    return ["-m", "scripts.cli", "train", "domain", *where, *settings]
-
-
-def metrics(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def arrays(path):
-    return {name: np.array(a) for name, a in mx.load(str(path)).items()}
+@pytest.mark.slow
+def test_a_host_that_says_goodbye_may_leave_first(tmp_path):
+    file = host_file(tmp_path)
+    late = (
+        TWO.replace("if group.rank():\n        time.sleep(60)", "pass")
+        + "    if not group.rank():\n        time.sleep(6)\n"
+    )
+    for code, said in map(ended, [start(["-c", late], rank, file) for rank in range(2)]):
+        assert code == 0, said
 
 
 @pytest.mark.slow
@@ -217,8 +220,11 @@ def test_a_killed_host_leaves_a_whole_state_and_both_end_in_the_same_bits(victim
     code, said = ended(runs[1 - victim])
     ended(runs[victim])
     kept = json.loads(mx.load(str(broken[1 - victim] / STATE), return_metadata=True)[1]["agp"])["step"]
-    assert code == 2 and "a host was lost" in said and "on all hosts" in said, said
-    assert kept >= 5 and f"Step {kept} is saved in {broken[1 - victim]}" in said, said
+    assert "the same command again on all hosts" in said, said
+    if code == 2:  # the ring told; now and then it does not, and the watch ends the process instead
+        assert kept >= 5 and "a host was lost" in said and f"Step {kept} is saved in {broken[1 - victim]}" in said, said
+    else:
+        assert code == LOST and kept == 3, said
     for code, said in map(ended, both(broken)):
         assert code == 0, said
     for a, b in zip(whole, broken, strict=True):
