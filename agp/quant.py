@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
 FEW = 8  # rows from which dequantizing costs less than multiplying with packed weights (measured: 6 to 8)
-PIECE = 1 << 24  # weights dequantized at once: 64 MiB
+PIECE = 1 << 22  # weights dequantized at once: 16 MiB, of which MLX has up to ten under way
 PRECISE = (
     "per_layer_model_projection",
     "per_layer_input_gate",

@@ -3,14 +3,15 @@
 agp bench decode      beside mlx-lm on the same weights, at three sizes
 agp bench e2b         a full-size random E2B in 4 bits: written, loaded, run
 agp bench train       an adapter trained, beside mlx-lm's trainer
+agp bench memory      the peak of a training step, against its estimate
 agp bench decode --help says more
 """
 
 import argparse
 
-from scripts.bench import decode, e2b, train
+from scripts.bench import decode, e2b, memory, train
 
-KINDS = {"decode": decode, "e2b": e2b, "train": train}
+KINDS = {"decode": decode, "e2b": e2b, "train": train, "memory": memory}
 
 
 def add_arguments(parser) -> None:
