@@ -23,6 +23,8 @@ prove: $(READY)
 	$(BIN)/python -m pytest -q -m prove
 	$(BIN)/agp bench decode
 	$(BIN)/agp bench e2b
+	$(BIN)/agp bench train
+	$(BIN)/agp bench memory
 	$(BIN)/agp figures --check
 
 lint: $(READY)

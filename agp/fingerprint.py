@@ -12,20 +12,20 @@ from tqdm import tqdm
 from agp.models import table
 from agp.models.decoder import Decoder
 
-ROWS = 1024  # of a table on disk that are read: reading all would take a minute
+ROWS = 1024  # of the per-layer table that are read, on disk or not: reading all of it would take a minute
 
 
 def fingerprint(model: Decoder) -> str:
     arrays: Any = tree_flatten(model.parameters())
-    found, arrays = hashlib.sha256(), sorted(arrays)
+    found, arrays = hashlib.sha256(), sorted((n, a) for n, a in arrays if not n.startswith(f"{table.NAME}."))
     bar = {"total": sum(a.nbytes for _, a in arrays), "unit": "B", "unit_scale": True, "delay": 2, "leave": False}
     with tqdm(desc="digest of the weights", file=sys.stderr, **bar) as shown:
         for name, a in arrays:
             found.update(f"{name} {a.dtype} {a.shape}\n".encode())
             found.update(np.array(a.reshape(-1).view(mx.uint8), copy=False).data)
             shown.update(a.nbytes)
-    if isinstance(on_disk := model.get(table.NAME), table.DiskTable):
-        count = on_disk.num_embeddings
-        rows = on_disk(mx.arange(0, count, max(1, count // ROWS)))
+    if table.NAME in model:
+        count = model.config.vocab_size_per_layer_input
+        rows = model[table.NAME](mx.arange(0, count, max(1, count // ROWS)))
         found.update(f"{table.NAME} {count}\n".encode() + np.array(rows.view(mx.uint8)).tobytes())
     return found.hexdigest()

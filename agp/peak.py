@@ -1,9 +1,9 @@
 """The most memory a training step of Gemma 4 takes, from the shapes of model and batch alone.
 
 What is kept grows with the blocks. On top of it comes the larger of two: one block computed again and gone back
-through, or the head's chunk of logits. The factors say how many arrays of a kind are there at once, for MLX has many operations
-under way; they fit measured steps on a CPU (`agp bench memory`), where a packed layer is unpacked piece by piece. A GPU
-multiplies with packed weights as they are and keeps no attention scores, so there it is less.
+through, or the head's chunk of logits. The factors say how many arrays of a kind are there at once, for MLX has many
+operations under way. They fit measured steps on a CPU (`agp bench memory`), where packed layers are unpacked piece by
+piece. A GPU multiplies with packed weights as they are and keeps no attention scores, so there it is less.
 """
 
 from agp.losses import CHUNK

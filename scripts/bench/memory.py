@@ -115,7 +115,7 @@ def write(found: list[dict[str, Any]], whole: list[dict[str, Any]], folder: Path
         "memory",
         figures,
         folder=folder,
-        what="peak of a training step with weights, adapter (rank 8, all linears) and AdamW; E2B: 4 bits, table on disk",
+        what="peak of a step with weights, adapter (rank 8, all linears) and AdamW; E2B: 4 bits, table on disk",
         shape=SHAPE,
         steps=found,
         e2b=whole,
