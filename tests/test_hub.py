@@ -1,12 +1,14 @@
 """Data sets as the Hub serves them, read by its own library; from a folder here, for tests have no network."""
 
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-pa = pytest.importorskip("pyarrow")  # comes with `datasets`, which the extra `test` installs
-import pyarrow.parquet as pq  # noqa: E402
-
-from agp import hub  # noqa: E402
-from agp.data import read  # noqa: E402
+from agp import hub
+from agp.data import read
 
 KNOWN = {"text", "prompt", "completion", "messages", "notes"}
 
@@ -17,7 +19,7 @@ def served(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
-    load = __import__("datasets").load_dataset
+    load = datasets.load_dataset
 
     def serve(**splits):
         for split, rows in splits.items():
@@ -58,7 +60,7 @@ def test_columns_must_be_there(served):
     with pytest.raises(ValueError, match="has no column words; it has content, id"):
         hub.fetch(name, KNOWN, {"text": "words"})
     with pytest.raises(ValueError, match="has the splits validation; one called train is needed"):
-        (name := served(validation=[{"text": "a"}])) and __import__("os").unlink("hub/owner/set/train-0.parquet")
+        Path("hub/owner/set/train-0.parquet").rename("hub/owner/set/validation-0.parquet")
         hub.fetch(name, KNOWN, {})
 
 
