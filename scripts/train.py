@@ -29,10 +29,12 @@ from agp.adapters import adapted, trainable
 from agp.artifacts import version
 from agp.hosts import joined, told
 from agp.language import look_up, loss
+from agp.models import gemma4
 from agp.models.load import DTYPES, TABLES
 from agp.overrides import from_file, override
 from agp.packing import assemble, drawn
-from agp.quant import BITS
+from agp.peak import step_bytes
+from agp.quant import BITS, quantized_paths
 from agp.supervise import Example
 from curricula.stages import domain
 
@@ -167,9 +169,11 @@ def preview(config: domain.Config, job: domain.Job) -> None:
     for name, found in job.train.items():
         learned = sum(int(e.learned[1:].sum()) for e in found)
         tokens = sum(len(e.ids) for e in found)
-        print(
-            f"{name}: {len(found)} rows, {tokens:,} tokens, {learned:,} of them learned; {len(job.held[name])} held out"
-        )
+        told = f"{len(found)} rows, {tokens:,} tokens, {learned:,} of them learned"
+        print(f"{name}: {told}; {len(job.held[name])} rows to measure on")
+    if isinstance(model.config, gemma4.Config):
+        peak = estimated(model, config) / 1e9
+        print(f"estimated peak: {peak:.2f} GB, with {config.rows} rows of {config.length} tokens")
     for example in [e for found in job.train.values() for e in found][:3]:
         print(f"\n{example.place}, learned between >>> and <<<:\n{marked(example, job.loaded.tokenizer)}")
     batch = look_up(model, assemble(drawn(job.mixture, config.rows, 1)(1, 0)))
@@ -178,6 +182,13 @@ def preview(config: domain.Config, job: domain.Job) -> None:
     whole = seconds * config.fit.steps * config.fit.accumulate
     print(f"\none micro-batch takes {seconds:.1f} s and {mx.get_peak_memory() / 1e9:.2f} GB at its peak")
     print(f"{config.fit.steps} steps of {config.fit.accumulate}: about {whole / 60:.0f} minutes")
+
+
+def estimated(model, config: domain.Config) -> float:
+    """Bytes: what is held now, two moments of each trained number, and the step."""
+    learned, length = trainable(model), min(config.length, model.config.max_position_embeddings)
+    packed = bool(quantized_paths(model))
+    return mx.get_active_memory() + 8 * learned + step_bytes(model.config, config.rows, length, learned, packed)
 
 
 def timed(model, batch) -> float:

@@ -55,6 +55,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(notes, tmp_path
     shown = capsys.readouterr()
     assert "lora on 94 linears, 296,448 trained parameters" in shown.out
     assert "<|turn>model\n>>>zib 0 0<turn|>\n<<<" in shown.out
+    assert "estimated peak: 0." in shown.out and "GB, with 4 rows of 64 tokens" in shown.out
     assert "no valid.jsonl" in shown.err and "about" in shown.out
     assert not (tmp_path / "run").exists()
 
