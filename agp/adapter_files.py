@@ -77,6 +77,8 @@ def save(folder: Path | str, model_type: str, adapter: Adapter, arrays: Mapping[
 
 def load(folder: Path | str) -> Saved:
     """An adapter in either layout, told apart by the file that is there."""
+    if not str(folder):
+        raise ValueError("the folder of the adapter is an empty name")
     folder = Path(folder)
     found = [name for name in (FILE, PEFT_FILE) if there(folder / name)]
     if len(found) != 1:

@@ -57,6 +57,14 @@ def replacing(path: Path | str) -> Iterator[Path]:
         os.close(folder)
 
 
+def unwritable(out: Path) -> str | None:
+    """Why no folder can be made there."""
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        return f"{there} is a file, and a folder is needed"
+    return None if os.access(there, os.W_OK) else f"{there} cannot be written to"
+
+
 def write_bytes(path: Path | str, data: bytes) -> None:
     with replacing(path) as part:
         part.write_bytes(data)

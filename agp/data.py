@@ -50,7 +50,7 @@ Given = Iterable[tuple[str, Callable[[], Any]]]  # of each row, its place, and w
 
 def read(where: Path | str, name: str = "data", columns: Mapping[str, str] | None = None) -> Source:
     """All rows of a folder or of a data set of the Hub, or one error that names the first faults by their places."""
-    if hub.NAME.fullmatch(str(where)) and not Path(where).exists():
+    if on_hub(where):
         given, notes = from_hub(str(where), columns or {})
     else:
         given, notes = from_folder(Path(where).expanduser()), []
@@ -67,6 +67,10 @@ def read(where: Path | str, name: str = "data", columns: Mapping[str, str] | Non
         others = f"\n... and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise ValueError(f"{where} cannot be trained on:\n" + "\n".join(wrong[:SHOWN]) + others)
     return Source(name, splits, hashlib.sha256(told.encode()).hexdigest(), (*notes, *more))
+
+
+def on_hub(where: Path | str) -> bool:
+    return bool(hub.NAME.fullmatch(str(where))) and not Path(where).exists()
 
 
 def from_folder(folder: Path) -> dict[str, Given]:

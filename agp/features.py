@@ -71,8 +71,8 @@ class Prefix:
 
     def open(self, about: dict[str, Any]) -> None:
         path, known = self.folder / ABOUT, json.loads(json.dumps(about))
-        if path.exists() and json.loads(path.read_text()) != known:
-            shutil.rmtree(self.folder)  # of another model or other rows
+        if path.exists() and not holds(path, known):
+            shutil.rmtree(self.folder)  # of another model or other rows, or damaged
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             if (free := shutil.disk_usage(self.folder).free) < self.size:
@@ -122,6 +122,13 @@ class Prefix:
         found = [part[0, :tokens] for part in (stream.hidden, *lent)]
         mx.eval(found)
         return found
+
+
+def holds(path: Path, known: Any) -> bool:
+    try:
+        return json.loads(path.read_text()) == known
+    except ValueError:
+        return False
 
 
 def raw(part: mx.array) -> np.ndarray:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from tqdm import tqdm
 
 LONGEST = 1 << 20  # bytes that a host may say
@@ -45,16 +45,21 @@ class HostLost(ConnectionError):
 def told() -> Hosts | None:
     """What mlx.launch said; None on a host that is alone."""
     rank, file = os.environ.get("MLX_RANK"), os.environ.get("MLX_HOSTFILE")
-    text = Path(file).read_text().strip() if rank is not None and file else ""
-    if not text:
+    if rank is None or not file:
         return None
+    try:
+        text = Path(file).read_text().strip()
+    except OSError as e:
+        raise ValueError(f"MLX_HOSTFILE names {file}, which cannot be read: {e.strerror}") from e
+    if not text:  # of one host
+        return None
+    if not rank.isdecimal():
+        raise ValueError(f"MLX_RANK is {rank!r}; a number from 0 on is needed")
     try:
         given = json.loads(text)
         pairs = [[address.rpartition(":") for address in host] for host in given]
         first = max(int(port) for host in pairs for _, _, port in host) + 1
-        hosts = Hosts(
-            int(rank or 0), [(host[0][0], first) for host in pairs], hashlib.sha256(text.encode()).hexdigest()
-        )
+        hosts = Hosts(int(rank), [(host[0][0], first) for host in pairs], hashlib.sha256(text.encode()).hexdigest())
     except (ValueError, TypeError, IndexError, AttributeError) as e:
         raise ValueError(f"MLX_HOSTFILE names {file}, which is no list of addresses of hosts: {e}") from e
     if not 0 <= hosts.rank < hosts.size:
@@ -197,7 +202,8 @@ class Waiting:
     def show(self) -> float:
         left = self.meeting.left()
         if self.meeting.wait - left > 2:
-            self.bar = self.bar or tqdm(desc=self.what, bar_format="{desc}, {postfix}", leave=False, file=sys.stderr)
+            if self.bar is None:
+                self.bar = tqdm(desc=self.what, bar_format="{desc}{postfix}", leave=False, file=sys.stderr)
             self.bar.set_postfix_str(f"{left:.0f} s left")
         return left
 
@@ -205,7 +211,7 @@ class Waiting:
         return self
 
     def __exit__(self, *_) -> None:
-        if self.bar:
+        if self.bar is not None:
             self.bar.close()
 
 
@@ -258,7 +264,7 @@ def added(group: Any, tree: Any) -> Any:
     """Sums over all hosts, of arrays of one kind. On the CPU's stream: a GPU that waits for a peer is killed."""
     if group is None or group.size() == 1:
         return tree
-    leaves: Any = tree_flatten(tree)
+    leaves: Any = sorted(tree_flatten(tree))  # by name: what one host read from a file may stand in another order
     whole = mx.concatenate(
         [a.reshape(-1) for _, a in leaves]
     )  # one exchange: each costs as long as it takes to say hello
@@ -269,8 +275,8 @@ def added(group: Any, tree: Any) -> Any:
     except RuntimeError as e:
         raise HostLost(f"a host was lost: {e}") from e
     ends = np.cumsum([a.size for _, a in leaves])[:-1].tolist()
-    parts = iter(mx.split(total, ends))
-    return tree_map(lambda a: next(parts).reshape(a.shape), tree)
+    parts = {name: part for (name, _), part in zip(leaves, mx.split(total, ends), strict=True)}
+    return tree_map_with_path(lambda name, a: parts[name].reshape(a.shape), tree)
 
 
 def spread(group: Any, source: int, tree: Any) -> Any:

@@ -15,14 +15,13 @@ import numpy as np
 import agp
 from agp import adapter_files
 from agp.adapters import adapted, attach
+from agp.artifacts import unwritable
 from agp.fuse import fuse, write
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("--model", required=True, metavar="PATH", help="the base: a checkpoint folder or a Hub id")
-    parser.add_argument(
-        "--adapter", required=True, type=Path, metavar="DIR", help="what `agp train` made, PEFT or mlx-lm"
-    )
+    parser.add_argument("--adapter", required=True, metavar="DIR", help="what `agp train` made, PEFT or mlx-lm")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
     parser.add_argument("--dequantize", action="store_true", help="store adapted layers in 16 bits")
 
@@ -30,6 +29,8 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     if args.out.exists():
         raise ValueError(f"--out {args.out} exists already; give a new folder")
+    if wrong := unwritable(args.out):
+        raise ValueError(f"--out {args.out}: {wrong}")
     saved = adapter_files.load(args.adapter)
     loaded = agp.load(args.model)
     attach(loaded.model, saved.adapter, saved.arrays)

@@ -49,7 +49,7 @@ def run(args) -> None:
     wrong += ["a stop string is empty"] if "" in args.stop else []
     if wrong:
         raise ValueError("; ".join(wrong))
-    adapter = adapter_files.load(args.adapter) if args.adapter else None
+    adapter = None if args.adapter is None else adapter_files.load(args.adapter)
     prompt = read_prompt(args.prompt)
     loaded = agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)
     if adapter:

@@ -12,7 +12,6 @@ Under mlx.launch all hosts train as one: docs/two-macs.md.
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ import mlx.nn as nn
 from tqdm import tqdm
 
 from agp.adapters import adapted, trainable
-from agp.artifacts import version
+from agp.artifacts import unwritable, version
 from agp.hosts import joined, told
 from agp.language import look_up, loss
 from agp.models import gemma4
@@ -82,6 +81,8 @@ def run(args) -> int:
     out = args.out or Path("runs/domain")
     if wrong := unwritable(out):
         raise ValueError(f"--out {out}: {wrong}")
+    if not args.wait > 0:
+        raise ValueError(f"--wait is {args.wait}; seconds above 0 are needed")
     hosts = told()
     size, first = (hosts.size, not hosts.rank) if hosts else (1, True)
     job = domain.prepared(config, size)
@@ -100,13 +101,6 @@ def run(args) -> int:
     if first:
         print(summary(report, out))
     return int(report.best_step == 0)
-
-
-def unwritable(out: Path) -> str | None:
-    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        return f"{there} is a file, and a folder is needed"
-    return None if os.access(there, os.W_OK) else f"{there} cannot be written to"
 
 
 def versions() -> dict[str, str | None]:

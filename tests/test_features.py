@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from agp import language
 from agp.adapters import attach
-from agp.features import DIGESTS, STATES, Prefix, lowest
+from agp.features import ABOUT, DIGESTS, STATES, Prefix, lowest
 from agp.language import look_up
 from agp.packing import assemble
 from agp.supervise import Example
@@ -119,6 +119,8 @@ def test_what_another_model_or_other_rows_left_is_not_read(tmp_path):
     for other in (kept(model, tmp_path, rows, weights="b"), kept(model, tmp_path, rows[:2], weights="b")):
         assert not np.array(other.digests).any()
     assert (tmp_path / DIGESTS).stat().st_size == 2 * 16
+    (tmp_path / ABOUT).write_text("{")
+    assert not np.array(kept(model, tmp_path, rows[:2], weights="b").digests).any()
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):

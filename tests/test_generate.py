@@ -107,8 +107,8 @@ def test_progress_is_told_chunk_by_chunk():
     [
         ([], {}, "the prompt is empty"),
         ([3, 96], {}, "go from 3 to 96"),
-        ([3], {"max_tokens": 0}, "numbers from 1 on"),
-        ([3], {"chunk": 0}, "numbers from 1 on"),
+        ([3], {"max_tokens": 0}, "max_tokens is 0; 1 or more"),
+        ([3], {"chunk": 0}, "chunk is 0; 1 or more"),
         ([3], {"cache": "another"}, "another model"),
     ],
 )

@@ -115,6 +115,10 @@ def faults(config: Config) -> list[str]:
         wrong.append(
             f"columns name {', '.join(strange)}; they are {', '.join(sorted(set().union(*data.LAYOUTS.values())))}"
         )
+    if config.columns and not any(data.on_hub(where) for where in config.data.values()):
+        wrong.append("columns are of data sets of the Hub, and all sources are folders here; leave them out")
+    if empty := [name for name, theirs in config.columns.items() if not theirs]:
+        wrong.append(f"columns.{empty[0]} is empty; the name of a column is needed")
     if bad := [name for name, w in config.weights.items() if not 0 < w < math.inf]:
         wrong.append(f"the weights of {', '.join(bad)} must be numbers above 0")
     if not 0 < config.alpha < math.inf:

@@ -68,6 +68,7 @@ def test_an_adapter_changes_the_text(say, tmp_path):
     words = ["--prompt", "def f(x):", "--max-tokens", "12", "--temperature", "1.5", "--seed", "3"]
     code, text, _ = say(*words, "--adapter", str(tmp_path / "adapter"))
     assert code == 0 and text != say(*words)[1]
+    assert "adapter is an empty name" in say(*words, "--adapter", "")[2]
     assert "holds neither adapters.safetensors" in say(*words, "--adapter", str(tmp_path))[2]
 
 

@@ -113,6 +113,11 @@ WRONG = {
     ),
     "an alpha of nothing": (["--model", str(MODEL), "--data", "{notes}", "alpha=0"], "alpha is 0"),
     "a rate that is no number": (["--model", str(MODEL), "--data", "{notes}", "fit.rate=nan"], "rate is nan"),
+    "columns of a folder": (
+        ["--model", str(MODEL), "--data", "{notes}", "columns.prompt=question"],
+        "all sources are folders here",
+    ),
+    "no time to wait": (["--model", str(MODEL), "--data", "{notes}", "--wait", "-5"], "--wait is -5"),
     "a weight for nothing": (["--model", str(MODEL), "--data", "{notes}", "weights.x=2"], "weights name x"),
 }
 
