@@ -34,6 +34,8 @@ class State:
     def load(cls, out: Path, model: Any, optimizer: Any, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> Self:
         """Put what `out` holds into model and optimizer; a fresh state where it holds none."""
         made_with = json.loads(json.dumps({"config": config, "inputs": inputs}))
+        for left in out.glob(".*.part*"):  # of a write that a kill cut short
+            left.unlink()
         path = out / STATE
         if not path.exists():
             return cls(made_with)

@@ -195,6 +195,12 @@ def test_how_often_a_run_writes_may_change_when_it_goes_on(tmp_path):
     run(tmp_path, steps=4, log_every=2, save_every=1)
 
 
+def test_what_a_kill_cut_short_is_cleared_away(tmp_path):
+    (tmp_path / ".state.safetensors.x.part.safetensors").write_bytes(b"")
+    run(tmp_path, steps=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [METRICS, STATE]
+
+
 def test_what_is_no_state_is_refused(tmp_path):
     run(tmp_path, steps=2, scores=lambda: {"loss": 1.0})
     (tmp_path / STATE).write_bytes((tmp_path / BEST).read_bytes())
