@@ -246,18 +246,25 @@ def joined(hosts: Hosts | None, holds: Mapping[str, Any], wait: float = 120) -> 
         if wrong := [line for rank, one in enumerate(whole) for line in unlike(rank, whole[0], one)]:
             raise ValueError(f"the hosts do not hold the same: {'; '.join(wrong)}")
         faulthandler.dump_traceback_later(wait, exit=True)  # of a host lost right now: `init` lets no Python thread run
-        group = mx.distributed.init(strict=True, backend="ring")
-        faulthandler.cancel_dump_traceback_later()
+        try:
+            group = mx.distributed.init(strict=True, backend="ring")
+        finally:
+            faulthandler.cancel_dump_traceback_later()
         meeting.watch()
         yield group
         meeting.leave()
 
 
-def unlike(rank: int, first: Any, other: Any, at: str = "") -> list[str]:
-    if isinstance(first, dict) and isinstance(other, dict):
-        names = sorted(first.keys() | other.keys())
-        return [line for n in names for line in unlike(rank, first.get(n), other.get(n), f"{at}.{n}" if at else n)]
-    return [] if first == other else [f"{at} is {first!r} on host 0, {other!r} on host {rank}"]
+def unlike(rank: int, first: Any, other: Any) -> list[str]:
+    return [f"{at} is {a!r} on host 0, {b!r} on host {rank}" for at, a, b in differences(first, other)]
+
+
+def differences(one: Any, other: Any, at: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two trees part, and what each has there."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = sorted(one.keys() | other.keys())
+        return [d for n in names for d in differences(one.get(n), other.get(n), f"{at}.{n}" if at else n)]
+    return [] if one == other else [(at, one, other)]
 
 
 def added(group: Any, tree: Any) -> Any:
@@ -265,9 +272,7 @@ def added(group: Any, tree: Any) -> Any:
     if group is None or group.size() == 1:
         return tree
     leaves: Any = sorted(tree_flatten(tree))  # by name: what one host read from a file may stand in another order
-    whole = mx.concatenate(
-        [a.reshape(-1) for _, a in leaves]
-    )  # one exchange: each costs as long as it takes to say hello
+    whole = mx.concatenate([a.reshape(-1) for _, a in leaves])  # one exchange for all: each costs a greeting
     mx.eval(whole)
     total = mx.distributed.all_sum(whole, group=group, stream=mx.cpu)
     try:

@@ -12,7 +12,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from agp.artifacts import write_bytes, write_safetensors
-from agp.hosts import most, spread
+from agp.hosts import differences, most, spread
 from agp.models.tensors import read_header, shown, some
 
 STATE, BEST = "state.safetensors", "best.safetensors"
@@ -44,7 +44,8 @@ class State:
             kept = json.loads(about["agp"])
         except (KeyError, ValueError) as e:
             raise ValueError(f"{path} is no state of a run; give another folder") from e
-        if others := differences(kept["made_with"], made_with):
+        others = [f"{at} = {was!r}, asked for is {now!r}" for at, was, now in differences(kept["made_with"], made_with)]
+        if others:
             raise ValueError(
                 f"{out} holds a run made with {'; '.join(others)}. Ask as it was made, or give another folder"
             )
@@ -58,7 +59,7 @@ class State:
         source = most(group, self.step)
         there = group.rank() == source
         told = mx.array(np.frombuffer(json.dumps(self.kept()).ljust(TOLD).encode(), np.uint8))
-        best = mx.load(str(out / BEST)) if there and (out / BEST).exists() else trained(model)
+        best = read(out / BEST)[0] if there and self.best is not None else trained(model)
         told, arrays, best = spread(group, source, [told, flat(model, optimizer), best])
         for name, value in json.loads(bytes(np.array(told))).items():
             setattr(self, name, value)
@@ -125,13 +126,6 @@ def trained(model: Any) -> dict[str, mx.array]:
 
 def keep_best(out: Path, arrays: dict[str, mx.array], state: State) -> None:
     write_safetensors(out / BEST, arrays, {"step": str(state.best_step), "loss": str(state.best)})
-
-
-def differences(kept: Any, asked: Any, at: str = "") -> list[str]:
-    if isinstance(kept, dict) and isinstance(asked, dict):
-        names = sorted(kept.keys() | asked.keys())
-        return [d for n in names for d in differences(kept.get(n), asked.get(n), f"{at}.{n}" if at else n)]
-    return [] if kept == asked else [f"{at} = {kept!r}, asked for is {asked!r}"]
 
 
 def keep_rows(path: Path, step: int) -> None:

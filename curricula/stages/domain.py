@@ -133,13 +133,10 @@ def faults(config: Config) -> list[str]:
 
 def holds(config: Config, job: Job, size: int = 1) -> dict[str, Any]:
     """What a run is made of: a resumed one must have the same, and every host of it."""
+    places = ("model", "revision", "table", "data", "fit")  # digests say what lies there, and `fit` has its own say
+    settings = {name: value for name, value in asdict(config).items() if name not in places}
     found = {name: source.digest for name, source in job.sources.items()}
-    return {
-        "data": found,
-        "weights": job.weights,
-        "settings": asdict(config) | {"fit": None, "data": None},
-        "hosts": size,
-    }
+    return {"data": found, "weights": job.weights, "settings": settings, "hosts": size}
 
 
 def train(config: Config, job: Job, out: Path, watch: Callable[[dict], None], group: Any = None) -> Report:

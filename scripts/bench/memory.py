@@ -14,9 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from agp.adapters import linears, shape
 from agp.artifacts import RESULTS, ROOT, write_results
+from agp.footprint import SHAPES
 from agp.models import gemma4
 from agp.peak import step_bytes
+from agp.targets import design
 from scripts.bench import e2b
 from scripts.bench.decode import SHARED
 
@@ -82,21 +85,21 @@ def e2b_config() -> gemma4.Config:
     return gemma4.Config.from_dict(e2b.CONFIG)
 
 
-def config_of(shape: dict[str, int]) -> dict[str, Any]:
+def config_of(of: dict[str, int]) -> dict[str, Any]:
     return SHARED | {
         "model_type": "gemma4_text",
-        "hidden_size": shape["hidden"],
-        "num_hidden_layers": shape["blocks"],
-        "num_kv_shared_layers": shape["blocks"] // 2,
-        "layer_types": [*["sliding_attention"] * 4, "full_attention"] * (shape["blocks"] // 5),
-        "intermediate_size": shape["mlp"],
-        "num_attention_heads": shape["heads"],
+        "hidden_size": of["hidden"],
+        "num_hidden_layers": of["blocks"],
+        "num_kv_shared_layers": of["blocks"] // 2,
+        "layer_types": [*["sliding_attention"] * 4, "full_attention"] * (of["blocks"] // 5),
+        "intermediate_size": of["mlp"],
+        "num_attention_heads": of["heads"],
         "head_dim": 64,
         "global_head_dim": 128,
-        "hidden_size_per_layer_input": shape["told"],
+        "hidden_size_per_layer_input": of["told"],
         "sliding_window": 128,
-        "vocab_size": shape["words"],
-        "vocab_size_per_layer_input": shape["words"],
+        "vocab_size": of["words"],
+        "vocab_size_per_layer_input": of["words"],
         "tie_word_embeddings": True,
     }
 
@@ -122,12 +125,10 @@ def write(found: list[dict[str, Any]], whole: list[dict[str, Any]], folder: Path
     )
 
 
-E2B = {
-    "weights": 1_283_000_000,
-    "trained": 13_082_624,
-}  # bytes without the table, and what rank 8 on all linears learns
-
-
 def estimated(length: int) -> float:
-    """Weights, adapter with its two moments, and the step."""
-    return E2B["weights"] + 12 * E2B["trained"] + step_bytes(e2b_config(), 1, length, E2B["trained"], packed=True)
+    """Weights without the table, adapter with its two moments, and the step."""
+    model = gemma4.Model(e2b_config())  # MLX is lazy: nothing of it is made
+    there = linears(model)
+    trained = sum(part.rank * sum(shape(there[path])) for path, part in design(model, "all", rank=8).parts.items())
+    weights = next(known for known in SHAPES if known.name == "Gemma 4 E2B").weights("4 bits", table_on_disk=True)
+    return weights + 12 * trained + step_bytes(model.config, 1, length, trained, packed=True)

@@ -13,6 +13,7 @@ import pytest
 from agp.adapter_files import load
 from agp.states import STATE
 from scripts import cli
+from tests.launch import training
 
 MODEL = Path(__file__).parents[2] / "agp/assets/tiny-gemma4"
 
@@ -26,28 +27,7 @@ def notes(tmp_path_factory):
 
 
 def command(notes, out, *more):
-    settings = [
-        "length=64",
-        "fit.steps=6",
-        "fit.rate=1e-2",
-        "fit.evaluate_every=3",
-        "fit.log_every=1",
-        "fit.save_every=2",
-    ]
-    return [
-        "train",
-        "domain",
-        "--model",
-        str(MODEL),
-        "--dtype",
-        "float32",
-        "--data",
-        str(notes),
-        "--out",
-        str(out),
-        *settings,
-        *more,
-    ]
+    return training(notes, out, 4, "fit.steps=6", "fit.evaluate_every=3", "fit.save_every=2", *more)[2:]
 
 
 def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(notes, tmp_path, capsys):
