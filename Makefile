@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TINY := agp/assets/tiny-gemma4
+# A process a core, and BLAS of one thread in each: on tiny matrices a second thread costs more than it brings.
+ALL_CORES := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 .PHONY: train test test-slow prove lint setup clean
 
@@ -13,10 +15,10 @@ train: $(READY)
 	$(BIN)/agp generate --model $(TINY) --prompt "def mean(values):" --max-tokens 60
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow and not prove"
+	$(ALL_CORES) -m "not slow and not prove"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m "slow and not prove"
+	$(ALL_CORES) -m "slow and not prove"
 
 # Full counts. Writes results/.
 prove: $(READY)
