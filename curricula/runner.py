@@ -1,0 +1,231 @@
+"""Runs a recipe's stages in order: whole ones are skipped, changed or damaged ones refused, each ends with a gate.
+
+A stage's manifest is written last and by rename, so a folder that has one is whole. It holds what the stage was made
+of, what was measured, and a digest of every file; its own digest goes into the manifests of the stages that need it.
+A gate is a condition on behaviour: one that is not met stops the run with the numbers, and what was made stays.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+import agp
+from agp.artifacts import digest, write_json
+from agp.figures import met
+from agp.hosts import added, differences
+from agp.models.tensors import shown, some
+from agp.train import METRICS
+
+MANIFEST, TIMES = "manifest.json", "times.json"
+SIDE = (MANIFEST, TIMES, METRICS)  # what says how it went is no part of what was made
+
+Run = Callable[[Any, dict[str, Path], Path, Any], dict[str, Any]]  # (config, needs, out, hosts as one) -> metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    name: str
+    run: Run
+    config: Any  # a dataclass
+    needs: tuple[str, ...] = ()
+    gate: Mapping[str, str] = field(default_factory=dict)  # metric -> the goal it must meet
+    given: Callable[[Any], dict[str, Any]] = lambda config: {}  # digests of what it reads from outside the run
+
+
+class Past(NamedTuple):
+    """A gate that a person lets pass."""
+
+    stage: str
+    why: str
+
+
+class GateClosed(ValueError):
+    """A stage did what it does, and that is not good enough."""
+
+
+def check(stages: Sequence[Stage]) -> None:
+    """Whether they can be run in this order."""
+    wrong, before = [], []
+    for stage in stages:
+        if stage.name in before:
+            wrong.append(f"stage {stage.name} appears twice")
+        if late := [name for name in stage.needs if name not in before]:
+            wrong.append(f"stage {stage.name} needs {', '.join(late)}, which must come before it")
+        before.append(stage.name)
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def run(
+    stages: Sequence[Stage],
+    root: Path,
+    *,
+    group: Any = None,
+    until: str | None = None,
+    past: Past | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, dict]:
+    """Finish every stage up to `until`; the manifests of all that are whole then."""
+    check(stages)
+    names = [stage.name for stage in stages]
+    for asked in [until] if past is None else [until, past.stage]:
+        if asked is not None and asked not in names:
+            raise ValueError(f"there is no stage {asked}; the stages are {', '.join(names)}")
+    made: dict[str, dict] = {}
+    for stage in stages[: len(stages) if until is None else names.index(until) + 1]:
+        out = root / stage.name
+        key = made_of(stage, {name: made[name]["digest"] for name in stage.needs})
+        manifest = whole(out, key)
+        if manifest is None or not everywhere(group, manifest):
+            manifest = finish(stage, key, root, group)
+            say(f"{stage.name}: {took(out)}")
+        else:
+            say(f"{stage.name}: whole already")
+        made[stage.name] = through(stage.name, manifest, out, past)
+    return made
+
+
+def made_of(stage: Stage, needs: dict[str, str]) -> dict[str, Any]:
+    """All that decides what a stage makes."""
+    found = {"config": asdict(stage.config), "given": stage.given(stage.config), "needs": needs}
+    return json.loads(json.dumps({"stage": stage.name, **found, "gate": dict(stage.gate), "agp": agp.__version__}))
+
+
+def finish(stage: Stage, key: dict[str, Any], root: Path, group: Any) -> dict:
+    out = root / stage.name
+    out.mkdir(parents=True, exist_ok=True)
+    mx.reset_peak_memory()
+    started = time.perf_counter()
+    metrics = stage.run(stage.config, {name: root / name for name in stage.needs}, out, group)
+    if absent := sorted(stage.gate.keys() - metrics.keys()):
+        raise AssertionError(f"stage {stage.name} measured no {', '.join(absent)}, which its gate asks for")
+    note_time(out, time.perf_counter() - started)
+    manifest = {**key, "metrics": metrics, "files": files(out), "past_gate": None}
+    return write(out, manifest)
+
+
+def write(out: Path, manifest: dict) -> dict:
+    """With its own digest; last of all, so that its presence means that the folder is whole."""
+    manifest = json.loads(json.dumps({name: value for name, value in manifest.items() if name != "digest"}))
+    manifest["digest"] = digest_of(manifest)
+    write_json(out / MANIFEST, manifest)
+    return manifest
+
+
+def digest_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def files(out: Path) -> dict[str, dict[str, Any]]:
+    """Of each file below: its size and digest."""
+    found = sorted(path for path in out.rglob("*") if path.is_file() and path.name[0] != ".")
+    return {
+        path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)}
+        for path in found
+        if path.name not in SIDE
+    }
+
+
+def whole(out: Path, key: Mapping[str, Any]) -> dict | None:
+    """The manifest of what was made of the same, checked to the last byte; None where nothing is whole yet."""
+    if not (out / MANIFEST).exists():
+        return None
+    manifest = read(out)
+    if others := [f"{at} was {was!r} and is {now!r}" for at, was, now in differences(made(manifest), dict(key))]:
+        raise ValueError(
+            f"{out} was made of something else: {some(others, 400, '; ')}. Ask as it was made, give another --out, or"
+            f" make it and what follows again: --from {out.name}"
+        )
+    if wrong := damages(out, manifest):
+        raise ValueError(f"{out} is damaged: {some(wrong, 400, '; ')}. Make it again: --from {out.name}")
+    return manifest
+
+
+def made(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: manifest.get(name) for name in ("stage", "config", "given", "needs", "gate", "agp")}
+
+
+def read(out: Path) -> dict:
+    """A manifest as it was written; one that was edited since is refused."""
+    path = out / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        body = {name: value for name, value in manifest.items() if name != "digest"}
+        sound = manifest["digest"] == digest_of(body)
+    except (ValueError, KeyError, AttributeError) as e:
+        raise ValueError(
+            f"{path} is no manifest that can be read: {shown(str(e))}. Make it again: --from {out.name}"
+        ) from e
+    if not sound:
+        raise ValueError(f"{path} was changed after it was written. Make it again: --from {out.name}")
+    return manifest
+
+
+def damages(out: Path, manifest: Mapping[str, Any]) -> list[str]:
+    wrong = []
+    for name, known in manifest["files"].items():
+        path = out / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif path.stat().st_size != known["bytes"]:
+            wrong.append(f"{name} has {path.stat().st_size:,} bytes and had {known['bytes']:,}")
+        elif digest(path) != known["sha256"]:
+            wrong.append(f"{name} has other bytes than were written")
+    return wrong
+
+
+def everywhere(group: Any, manifest: dict | None) -> bool:
+    """Whether all hosts have the stage whole: a host that has helps those that have not."""
+    lacking = added(group, mx.array([float(manifest is None)]))
+    mx.eval(lacking)
+    return not lacking.item()
+
+
+def verdicts(manifest: Mapping[str, Any]) -> list[tuple[str, float, str, bool]]:
+    """Of each condition of the gate: metric, value, goal, and whether it is met."""
+    found = [(name, manifest["metrics"][name], goal) for name, goal in manifest["gate"].items()]
+    return [(name, value, goal, met(value, goal)) for name, value, goal in found]
+
+
+def through(name: str, manifest: dict, out: Path, past: Past | None) -> dict:
+    """The manifest, if its gate lets it through or a person does."""
+    closed = [
+        f"{metric} is {value:.4g}, and {goal} is needed" for metric, value, goal, open in verdicts(manifest) if not open
+    ]
+    if not closed or manifest["past_gate"] is not None:
+        return manifest
+    if past is None or past.stage != name:
+        raise GateClosed(
+            f"the gate of {name} is closed: {'; '.join(closed)}. What was made stays in {out}. Change its settings and"
+            f' make it again with --from {name}, or go on all the same with --past-gate {name} --why "..."'
+        )
+    return write(out, {**manifest, "past_gate": {"why": past.why, "closed": closed}})
+
+
+def note_time(out: Path, seconds: float) -> None:
+    """Added up over all attempts."""
+    before = json.loads((out / TIMES).read_text()) if (out / TIMES).exists() else {"seconds": 0.0, "peak_bytes": 0}
+    peak = max(before["peak_bytes"], mx.get_peak_memory())
+    write_json(out / TIMES, {"seconds": round(before["seconds"] + seconds, 3), "peak_bytes": peak})
+
+
+def took(out: Path) -> str:
+    times = json.loads((out / TIMES).read_text())
+    return f"{times['seconds']:.0f} s, {times['peak_bytes'] / 1e9:.2f} GB at its peak"
+
+
+def aside(stages: Sequence[Stage], root: Path, first: str) -> None:
+    """Make room for `first` and all after it; what is there is kept beside."""
+    names = [stage.name for stage in stages]
+    if first not in names:
+        raise ValueError(f"there is no stage {first}; the stages are {', '.join(names)}")
+    for name in names[names.index(first) :]:
+        if (root / name).exists():
+            number = next(n for n in range(1, 1000) if not (root / f"{name}.{n}").exists())
+            (root / name).rename(root / f"{name}.{number}")

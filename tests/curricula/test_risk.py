@@ -1,0 +1,73 @@
+"""A promise about risk is kept as often as it says; the naive threshold's is not, so the check can fail."""
+
+import numpy as np
+import pytest
+
+from curricula.risk import Tokens, choose, losses, thresholds, violations, won
+
+
+def drawn(seed, documents=1000, tokens=12):
+    """Tokens whose score says how likely they differ; documents of unequal difficulty, and so not independent."""
+    rng = np.random.default_rng(seed)
+    document = np.repeat(np.arange(documents), rng.integers(1, 2 * tokens, documents))
+    score = np.clip(rng.beta(5, 2, len(document)) - 0.3 * (rng.random(documents) < 0.1)[document], 0, 1)
+    return Tokens(score, rng.random(len(document)) > score**0.3, document)
+
+
+def table(seed, **more):
+    tokens = drawn(seed, **more)
+    grid = thresholds(tokens.score, 60)
+    return (*losses(tokens, grid), grid)
+
+
+def test_losses_are_those_counted_one_by_one():
+    tokens = drawn(0, documents=7)
+    grid = thresholds(tokens.score, 9)
+    loss, leaving = losses(tokens, grid)
+    assert (np.diff(grid) < 0).all() and loss.shape == (7, len(grid))
+    for d in range(7):
+        mine = tokens.document == d
+        for k, threshold in enumerate(grid):
+            out = tokens.score[mine] >= threshold
+            assert leaving[d, k] == pytest.approx(out.mean())
+            assert loss[d, k] == pytest.approx((out & tokens.differs[mine]).mean())
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05])
+def test_a_bet_against_the_truth_is_won_no_more_often_than_said(alpha):
+    """Losses whose mean is alpha exactly: to win is to be wrong."""
+    rng, wins = np.random.default_rng(1), 0
+    for _ in range(1000):
+        wins += won((rng.random(1000) < 2 * alpha) * 0.5, alpha, 0.1)
+    assert wins / 1000 <= 0.1 + 3 * (0.1 * 0.9 / 1000) ** 0.5
+
+
+def test_a_bet_for_the_truth_is_won_with_documents_enough():
+    rng = np.random.default_rng(2)
+    assert won((rng.random(1000) < 0.005) * 0.5, 0.01, 0.1)
+    assert not won(np.zeros(200), 0.01, 0.1)  # below ln(10) / alpha documents nothing can be promised
+    assert won(np.zeros(300), 0.01, 0.1)
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.05])
+def test_promises_are_kept_and_naive_ones_are_not(alpha):
+    loss, leaving, grid = table(3, documents=3000)
+    kept = violations(loss, leaving, grid, alpha, 0.1, size=1000)
+    assert kept <= 0.1
+    pool, naive = loss.mean(0), 0
+    for seed in range(200):
+        some = np.random.default_rng(seed).choice(len(loss), 1000, replace=False)
+        below = np.flatnonzero(loss[some].mean(0) <= alpha)
+        naive += bool(len(below)) and pool[below[-1]] > alpha
+    assert naive / 200 > 0.2
+
+
+def test_a_laxer_promise_lets_more_leave():
+    loss, leaving, grid = table(4)
+    shares = [choose(loss, leaving, grid, alpha, 0.1, 0).leaving for alpha in (0.01, 0.02, 0.05)]
+    assert shares == sorted(shares) and shares[-1] > shares[0]
+
+
+def test_nothing_leaves_where_nothing_can_be_promised():
+    loss = np.ones((1000, 3))
+    assert choose(loss, loss, np.array([0.9, 0.5, 0.1]), 0.05, 0.1, 0).threshold is None
