@@ -4,8 +4,8 @@
     {"prompt": "...", "completion": "..."}
     {"text": "..."}
 
-or data sets of the Hub by name. Rows may say besides to which `document` they belong, and conversations which `notes`
-their answers rest on.
+or data sets of the Hub by name. Rows may say besides to which `document` they belong, which `concepts` hold of them
+({"task": "refund", "about": ["price", "delay"]}), and conversations which `notes` their answers rest on.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from agp.models.tensors import shown
 
 SPLITS = ("train", "valid", "test")
 LAYOUTS = {"messages": {"messages"}, "prompt": {"prompt", "completion"}, "text": {"text"}}
-MORE = {"document", "notes"}
+MORE = {"document", "notes", "concepts"}
 ROLES = ("system", "developer", "user", "assistant", "tool")
 HELD_OUT = 5  # percent of the documents, where no valid.jsonl says which
 LONGEST = 4_000_000  # characters of a row
@@ -35,6 +35,7 @@ class Row(NamedTuple):
     text: str  # of the third layout
     document: str  # rows of one document never lie on both sides of a split
     digest: str  # of what it says
+    concepts: dict[str, tuple[str, ...]] = {}  # that hold of it, by kind: what the semantic head learns to name
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,15 @@ def understood(place: str, given: Any) -> Row:
     if len(whole) > LONGEST:
         raise ValueError(f"has {len(whole)} characters; up to {LONGEST} are read")
     digest = hashlib.sha256(whole.encode()).hexdigest()
-    return Row(place, layout, messages, text, worded(given.get("document", digest), "document"), digest)
+    document, concepts = worded(given.get("document", digest), "document"), named(given.get("concepts", {}))
+    return Row(place, layout, messages, text, document, digest, concepts)
+
+
+def named(given: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(given, dict):
+        raise ValueError(f"concepts are {shown(given)}; an object of texts, or lists of texts, by name is needed")
+    found = {name: tuple(value) if isinstance(value, list) else (value,) for name, value in given.items()}
+    return {name: tuple(worded(v, f"the concept {name}") for v in values) for name, values in found.items()}
 
 
 def worded(text: Any, what: str) -> str:

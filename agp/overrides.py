@@ -73,6 +73,11 @@ def understood(kind: Any, value: Any) -> Any:
         value = kind(value)
     if kind is float and type(value) is int:
         value = float(value)
+    if get_origin(kind) is tuple:
+        given = value.split(",") if isinstance(value, str) else value
+        if not isinstance(given, list | tuple):
+            raise ValueError
+        return tuple(understood(get_args(kind)[0], item) for item in given)
     if get_origin(kind) is dict:
         key, item = get_args(kind)
         if not isinstance(value, Mapping):
@@ -95,5 +100,7 @@ def first_fit(kinds: Iterable[Any], value: Any) -> Any:
 def described(kind: Any) -> str:
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(described(k) for k in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"a list, each {described(get_args(kind)[0])},"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
     return names.get(kind, "an object by name")

@@ -13,6 +13,9 @@ RESAMPLES = 10_000
 CHUNK = 250  # resamples drawn at once, so that memory stays small for many units
 
 
+Values = Sequence[float] | np.ndarray
+
+
 class Estimate(NamedTuple):
     value: float
     interval: tuple[float, float]
@@ -33,9 +36,7 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
     return Estimate(share, (low, high))
 
 
-def bootstrap_mean(
-    sums: Sequence[float], seed: int, counts: Sequence[float] | None = None, confidence: float = 0.95
-) -> Estimate:
+def bootstrap_mean(sums: Values, seed: int, counts: Values | None = None, confidence: float = 0.95) -> Estimate:
     """The mean over units and its percentile interval; with `counts`, sum of sums over sum of counts (per token)."""
     total = finite("sums", sums)
     number = np.ones_like(total) if counts is None else finite("counts", counts)
@@ -45,7 +46,7 @@ def bootstrap_mean(
     return Estimate(float(total.sum() / number.sum()), percentiles(drawn, confidence))
 
 
-def paired_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int, confidence: float = 0.95) -> Estimate:
+def paired_ratio(ours: Values, theirs: Values, seed: int, confidence: float = 0.95) -> Estimate:
     """The median over pairs of ours / theirs, measured in turn under the same conditions, and its interval."""
     a, b = finite("ours", ours), finite("theirs", theirs)
     if a.shape != b.shape or not (b > 0).all():
@@ -55,7 +56,7 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int, conf
     return Estimate(float(np.median(ratios)), percentiles(drawn, confidence))
 
 
-def finite(name: str, values: Sequence[float]) -> np.ndarray:
+def finite(name: str, values: Values) -> np.ndarray:
     array = np.asarray(values, np.float64)
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(f"{name} must be a non-empty list of finite numbers")

@@ -19,7 +19,7 @@ class Tokenizer:
     def __init__(self, pieces: Pieces, marks: Mapping[str, str], eos_ids: Collection[int], template: str | None):
         self.pieces, self.marks, self.template = pieces, dict(marks), template
         self.bos_id, eos, self.pad_id = (self._id(mark) for mark in MARKS[:3])
-        self.eos_ids = tuple(sorted({*eos_ids, *([] if eos is None else [eos])}))
+        self.eos_ids: tuple[int, ...] = tuple(sorted({*eos_ids, *([] if eos is None else [eos])}))
 
     def _id(self, mark: str) -> int | None:
         return self.pieces.token_to_id(self.marks[mark]) if mark in self.marks else None

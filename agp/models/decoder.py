@@ -47,7 +47,8 @@ class Run:
 
 
 class Decoder(nn.Module):
-    """A family adds `start`, `normed` and `active`; a block is `block(x, run)`."""
+    """A family adds `start`, `together` (the state that the final norm is for, B L D) and `active`; a block is
+    `block(x, run)`."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -145,6 +146,9 @@ class Decoder(nn.Module):
 
     def unembed(self, stream: Stream) -> mx.array:
         return self.head(self.normed(stream.hidden))
+
+    def normed(self, hidden: mx.array) -> mx.array:
+        return self.norm(self.together(hidden))
 
     def head(self, normed: mx.array) -> mx.array:
         """Logits, B L V, of states that are normed already."""

@@ -222,10 +222,10 @@ class Model(Decoder):
         others = [same_size(linear(vectors), vectors) for linear in self.altup_projections]
         return mx.stack([vectors, *others], axis=2)
 
-    def normed(self, hidden: mx.array) -> mx.array:
+    def together(self, hidden: mx.array) -> mx.array:
         first = hidden[:, :, 0]
         streams = [same_size(f(hidden[:, :, i + 1]), first) for i, f in enumerate(self.altup_unembed_projections)]
-        return self.norm(mx.stack([first, *streams]).mean(0))
+        return mx.stack([first, *streams]).mean(0)
 
     def active(self, site: Site, x: mx.array) -> mx.array:
         return x[:, :, self.config.altup_active_idx] if site.part == "block" else x

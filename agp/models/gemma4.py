@@ -161,8 +161,8 @@ class Model(Decoder):
     def start(self, vectors: mx.array) -> mx.array:
         return vectors
 
-    def normed(self, hidden: mx.array) -> mx.array:
-        return self.norm(hidden)
+    def together(self, hidden: mx.array) -> mx.array:
+        return hidden
 
     def active(self, site: Site, x: mx.array) -> mx.array:
         return x

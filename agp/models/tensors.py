@@ -14,7 +14,7 @@ LONGEST_HEADER = 25_000_000  # bytes; E4B's is well below one million, and a rea
 BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "C64": 8}
 BYTES |= {"F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F32", "F16", "BF16")
-NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32}
+NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32, "I32": np.int32, "BOOL": np.bool_}
 SHOWN = 20  # names of a kind that an error spells out
 LONGEST_NAME = 100  # characters of a name that an error shows
 

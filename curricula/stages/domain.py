@@ -76,13 +76,11 @@ def prepared(config: Config, size: int = 1) -> Job:
     sources = {name: data.read(where, name, config.columns) for name, where in config.data.items()}
     if leaks := data.leaks(sources.values()):
         raise ValueError(f"what is measured must not be trained on: {some(leaks, 500, '; ')}")
-    slow = config.dtype is None and mx.default_device() == mx.cpu
-    dtype = "float32" if slow else config.dtype  # bfloat16 takes a CPU ten times as long
-    loaded = agp.load(config.model, config.revision, dtype, config.quantize, config.table)
+    loaded = agp.load(config.model, config.revision, dtype_of(config), config.quantize, config.table)
     tokenizer, limit = loaded.tokenizer, min(config.length, loaded.config.max_position_embeddings)
     if tokenizer is None:
         raise ValueError(f"{config.model} has no tokenizer, and text cannot be read without one")
-    notes = ["float32, the fastest on a CPU; --dtype chooses otherwise"] if slow else []
+    notes = ["float32, the fastest on a CPU; --dtype chooses otherwise"] if dtype_of(config) != config.dtype else []
     notes += [f"{name}: {note}" for name, source in sources.items() for note in source.notes]
     train, held = {}, {}
     for name, source in sources.items():
@@ -102,6 +100,11 @@ def prepared(config: Config, size: int = 1) -> Job:
     streams = {name: Stream(found, limit, config.packed, together, seed) for name, found in train.items()}
     shares = {name: config.weights.get(name, 1.0) for name in train}
     return Job(loaded, weights, sources, train, held, Mixture(streams, shares, together, seed), notes)
+
+
+def dtype_of(config: Config) -> str | None:
+    """As asked for; else as stored, but bfloat16 takes a CPU ten times as long."""
+    return "float32" if config.dtype is None and mx.default_device() == mx.cpu else config.dtype
 
 
 def faults(config: Config) -> list[str]:

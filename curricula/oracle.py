@@ -1,0 +1,117 @@
+"""What is true of a state: how far the lens is from the teacher there, and how much disturbance it would survive.
+
+The lens is the final norm and head applied to the state as it is. Vitality is the share of small disturbances after
+which going on from the state still gives the teacher's token: noise on the state, and blocks above it left out. Above
+the last block that makes keys and values no position sees another's state, so all positions are disturbed at once.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from agp.models.decoder import Decoder, Stream
+from agp.sites import Site, skip
+
+ROOM = 1 << 25  # logits that may be there at once
+
+
+class Reading(NamedTuple):
+    """Of each state, N T: how the lens reads it, beside the teacher's distribution over the next token."""
+
+    divergence: mx.array  # KL(teacher || lens), nats
+    agrees: mx.array  # the same token is likeliest
+    margin: mx.array  # between the lens's first and second logit
+    confidence: mx.array  # the lens's share of its first
+    entropy: mx.array  # of the lens, nats
+
+
+class Taught(NamedTuple):
+    """The teacher's distribution, N K: its likeliest tokens in falling order, and the log of each one's share."""
+
+    ids: mx.array
+    logs: mx.array
+
+
+def read(model: Decoder, states: mx.array, final: mx.array, keep: int) -> tuple[Reading, Taught]:
+    """`states` N T D and `final` N D are those that the final norm is for; few enough at a time for any vocabulary."""
+    few = max(1, ROOM // (model.config.vocab_size * (states.shape[1] + 1)))
+    readings, taught = [], []
+    for at in range(0, len(final), few):
+        teacher = shares(model, final[at : at + few])
+        lens = shares(model, states[at : at + few])
+        readings.append(compared(teacher[:, None], lens))
+        taught.append(likeliest(teacher, keep))
+        mx.eval(readings[-1], taught[-1])
+    return joined(Reading, readings), joined(Taught, taught)
+
+
+def shares(model: Decoder, states: mx.array) -> mx.array:
+    """Logs of the shares of all tokens."""
+    logits = model.head(model.norm(states)).astype(mx.float32)
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def compared(teacher: mx.array, lens: mx.array) -> Reading:
+    best = mx.argmax(lens, axis=-1, keepdims=True)
+    first = mx.take_along_axis(lens, best, axis=-1)
+    second = mx.where(mx.arange(lens.shape[-1]) == best, -mx.inf, lens).max(-1, keepdims=True)
+    return Reading(
+        divergence=(mx.exp(teacher) * (teacher - lens)).sum(-1),
+        agrees=(best == mx.argmax(teacher, axis=-1, keepdims=True))[..., 0],
+        margin=(first - second)[..., 0],
+        confidence=mx.exp(first)[..., 0],
+        entropy=-(mx.exp(lens) * lens).sum(-1),
+    )
+
+
+def likeliest(teacher: mx.array, keep: int) -> Taught:
+    some = mx.argpartition(-teacher, min(keep, teacher.shape[-1] - 1), axis=-1)[:, :keep]
+    logs = mx.take_along_axis(teacher, some, axis=-1)
+    order = mx.argsort(-logs, axis=-1)
+    return Taught(mx.take_along_axis(some, order, axis=-1).astype(mx.int32), mx.take_along_axis(logs, order, axis=-1))
+
+
+def joined(kind, parts):
+    return kind(*(mx.concatenate(list(of)) for of in zip(*parts, strict=True)))
+
+
+def vitality(
+    model: Decoder,
+    stream: Stream,
+    tap: int,
+    tokens: mx.array,
+    *,
+    sigma: float,
+    noises: int,
+    omissions: int,
+    key: mx.array,
+) -> mx.array:
+    """B n: the share of disturbances that the teacher's `tokens` (B n) survive, from the state after block `tap`."""
+    hidden = stream.hidden
+    size = mx.sqrt(mx.square(hidden).mean(-1, keepdims=True))
+    survived = mx.zeros(tokens.shape)
+    above = list(range(tap + 1, model.config.num_layers))
+    key, omitted = mx.random.split(key)
+    for _ in range(noises):
+        key, now = mx.random.split(key)
+        moved = hidden + sigma * size * mx.random.normal(hidden.shape, key=now)
+        survived = survived + (went_on(model, stream._replace(hidden=moved), tap, []) == tokens)
+        mx.eval(survived)
+    left_out = chosen(above, omissions, omitted)
+    for block in left_out:
+        survived = survived + (went_on(model, stream, tap, [block]) == tokens)
+        mx.eval(survived)
+    return survived / (noises + len(left_out))
+
+
+def went_on(model: Decoder, stream: Stream, tap: int, without: Sequence[int]) -> mx.array:
+    """The likeliest token after the remaining blocks."""
+    out = model.blocks(stream, start=tap + 1, visit=skip([Site(block, "block") for block in without]))
+    return mx.argmax(model.unembed(out), axis=-1)
+
+
+def chosen(blocks: list[int], count: int, key: mx.array) -> list[int]:
+    order = mx.random.permutation(len(blocks), key=key) if blocks else mx.array([])
+    picked: list[int] = order[:count].tolist()  # type: ignore[assignment]
+    return [blocks[i] for i in sorted(picked)]

@@ -1,0 +1,242 @@
+"""The harvest stage: the teacher's states along its own text, what the lens says of them, and how much they survive.
+
+A shard is some documents of one role, alike in length. What is in it depends on nothing but its number, so shards that
+a killed run left are kept, and hosts may share them out and then give each other theirs.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from tqdm import tqdm
+
+from agp.adapters import attach, detach
+from agp.artifacts import write_json
+from agp.batch import continued, padded
+from agp.generate import make_sampler
+from agp.layers import tail
+from agp.models.decoder import Decoder, Stream
+from agp.models.load import Loaded
+from agp.sites import Site, record
+from curricula import oracle
+from curricula.documents import Prompt, prompts
+from curricula.exchange import exchange
+from curricula.features import SHARD, Features, halved, write
+from curricula.stages import rows
+from curricula.teacher import teacher
+
+ROLES = ("heads", "tune", "calibrate", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    taps: tuple[int, ...] = ()  # blocks after which states are kept; none: the last producer and three above it
+    longest: int = 512  # tokens of a prompt
+    window: int = 24  # tokens of a window of plain text
+    windows: tuple[int, ...] = (400, 60, 200, 200)  # of each source of plain text, for each role
+    answer: int = 24  # tokens that the teacher says at most
+    temperature: float = 1.0  # at which it goes on with plain text; what it answers is its likeliest
+    shard: int = 64  # documents
+    keep: int = 64  # of the teacher's likeliest tokens
+    sigma: float = 0.3  # noise beside a state
+    noises: int = 3
+    omissions: int = 2
+    compared: int = 64  # documents on which the base's states are held beside the teacher's
+    seed: int = 0
+
+
+def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
+    if wrong := faults(config):
+        raise ValueError("; ".join(wrong))
+    loaded = teacher(needs["domain"])
+    assert loaded.tokenizer is not None
+    taps, found = chosen(config, loaded.model), {}
+    for role, count in zip(ROLES, config.windows, strict=True):
+        given = {source: of for source, of in rows.read(needs["rows"], role).items() if source != rows.GENERAL}
+        cut = {"longest": config.longest, "window": config.window, "windows": count}
+        found[role] = prompts(given, loaded.tokenizer, **cut)
+    parts = shards(found, config.shard)
+    make(config, loaded, taps, parts, out, group)
+    about(loaded.model, taps, found, parts, out)
+    return measured(out) | {"adapter_change": change(config, loaded, taps, found["heads"])}
+
+
+def faults(config: Config) -> list[str]:
+    at_least = {
+        "longest": 1,
+        "window": 1,
+        "answer": 1,
+        "shard": 1,
+        "keep": 1,
+        "noises": 0,
+        "omissions": 0,
+        "compared": 1,
+    }
+    wrong = [
+        f"{n} is {getattr(config, n)}; {m} or more is needed" for n, m in at_least.items() if getattr(config, n) < m
+    ]
+    if config.noises + config.omissions < 1:
+        wrong.append("noises and omissions are both 0: vitality needs some disturbance")
+    if len(config.windows) != len(ROLES) or min(config.windows) < 0:
+        wrong.append(f"windows are {config.windows}; a number for each of {', '.join(ROLES)} is needed")
+    if not config.sigma > 0:
+        wrong.append(f"sigma is {config.sigma}; a number above 0 is needed")
+    return wrong
+
+
+def chosen(config: Config, model: Decoder) -> list[int]:
+    """Blocks after which the token may leave: where all keys and values are made."""
+    first, count = model.config.num_producers - 1, model.config.num_layers
+    taps = list(config.taps) or [round(first + k * (count - 1 - first) / 4) for k in range(4)]
+    if taps != sorted(set(taps)) or not taps or taps[0] < first or taps[-1] > count - 2:
+        raise ValueError(
+            f"taps are {taps}; blocks from {first}, the last that makes keys and values, to {count - 2} are needed, in "
+            "rising order"
+        )
+    return taps
+
+
+def shards(found: Mapping[str, Sequence[Prompt]], size: int) -> dict[str, list[Prompt]]:
+    """By file name. Drawn continuations and likeliest ones do not share one."""
+    parts = {}
+    for role, all_of in found.items():
+        kinds = [[p for p in all_of if p.drawn == drawn] for drawn in (False, True)]
+        cuts = [kind[at : at + size] for kind in kinds for at in range(0, len(kind), size)]
+        parts |= {SHARD.format(role=role, number=number): cut for number, cut in enumerate(cuts)}
+    return parts
+
+
+def make(
+    config: Config, loaded: Loaded, taps: list[int], parts: Mapping[str, list[Prompt]], out: Path, group: Any
+) -> None:
+    """All shards, each by one host, for all hosts."""
+    rank, size = (group.rank(), group.size()) if group is not None else (0, 1)
+    for path in out.glob(".*.part*"):  # of a write that a kill cut short
+        path.unlink()
+    mine = [name for number, name in enumerate(parts) if number % size == rank and not (out / name).exists()]
+    for name in tqdm(mine, desc="harvest", unit="shard", disable=bool(rank), file=sys.stderr):
+        write(out / name, harvested(config, loaded, taps, parts[name], list(parts).index(name)))
+        mx.clear_cache()
+    exchange(group, [out / name for name in parts])
+
+
+def harvested(
+    config: Config, loaded: Loaded, taps: list[int], given: list[Prompt], number: int
+) -> dict[str, np.ndarray]:
+    """What the teacher says to these prompts, its states where it says it, and what is true of them."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    assert tokenizer is not None
+    seed = seeded(config.seed, number)
+    sampler = make_sampler(config.temperature if given[0].drawn else 0.0, seed=seed)
+    asked = [prompt.ids for prompt in given]
+    said = continued(model, asked, max_tokens=config.answer, sampler=sampler, stop=tokenizer.eos_ids)
+    whole = [[*before, *after] for before, after in zip(asked, said, strict=True)]
+    ids, pad = padded([tokens[:-1] for tokens in whole])  # nothing follows the last one
+    count = max(map(len, said))
+    stream, states = observed(model, ids, pad, taps, count)
+    places = np.arange(count) >= count - np.array([[len(after)] for after in said])
+    at = mx.array(np.flatnonzero(places))
+
+    def flat(x: mx.array) -> mx.array:
+        return x.flatten(0, 1)[at]
+
+    lens = mx.stack([flat(model.together(states[tap])) for tap in taps], axis=1)
+    reading, taught = oracle.read(model, lens, flat(model.together(stream.hidden)), config.keep)
+    tokens = mx.zeros(places.size, mx.int32)
+    tokens[at] = taught.ids[:, 0]
+    tokens = tokens.reshape(places.shape)
+    disturbed = {"sigma": config.sigma, "noises": config.noises, "omissions": config.omissions}
+    begun = model.embed(ids, end=ids.shape[1], pad=pad)
+    alive = [
+        flat(oracle.vitality(
+            model, stream._replace(hidden=states[tap], inputs=tail(begun.inputs, count)), tap, tokens,
+            key=mx.random.key(seeded(config.seed, number, tap)), **disturbed,
+        ))
+        for tap in taps
+    ]  # fmt: skip
+    hidden, scale = halved(np.stack([np.array(flat(states[tap]).astype(mx.float32)) for tap in taps], axis=1))
+    arrays = {
+        "first": np.array([len(tokens) for tokens in asked]), "length": np.array([len(tokens) for tokens in whole]),
+        "ids": np.concatenate(whole), "hidden": hidden, "scale": scale,
+        "vitality": np.array(mx.stack(alive, axis=1)),
+        **{name: np.array(value) for name, value in reading._asdict().items()},
+        "taught": np.array(taught.ids), "taught_logs": np.array(taught.logs).astype(np.float16),
+        **lent(model, stream, np.array(pad)),
+    }  # fmt: skip
+    return {name: a.astype(np.int32) if a.dtype == np.int64 else a for name, a in arrays.items()}
+
+
+def observed(
+    model: Decoder, ids: mx.array, pad: mx.array, taps: list[int], count: int
+) -> tuple[Stream, dict[int, mx.array]]:
+    """The last `count` positions after all blocks, and after each tap."""
+    taken: dict[Site, mx.array] = {}
+    sites = [Site(tap, "block") for tap in taps]
+    begun = model.embed(ids, end=ids.shape[1], pad=pad)
+    stream = model.blocks(begun, visit=record(taken, sites), last=count)
+    states = {site.layer: tail(x, count) for site, x in taken.items()}
+    mx.eval(stream.hidden, states)
+    return stream, states
+
+
+def lent(model: Decoder, stream: Stream, pad: np.ndarray) -> dict[str, np.ndarray]:
+    """Keys and values that blocks above borrow: a line a token, padding left out."""
+    length = stream.end
+    text = np.arange(length) >= pad[:, None]
+    found = {}
+    for kind in sorted({model.config.layer_types[i] for i in model.config.lenders}):
+        for what, array in zip(("keys", "values"), stream.shared[kind], strict=True):
+            found[f"{what}.{kind}"] = np.array(array.swapaxes(1, 2).astype(mx.float32))[text].astype(np.float16)
+    return found
+
+
+def seeded(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def about(
+    model: Decoder, taps: list[int], found: Mapping[str, list[Prompt]], parts: Mapping[str, list[Prompt]], out: Path
+) -> None:
+    """What the arrays cannot say of themselves."""
+    order = {role: [p for name, of in parts.items() if name.startswith(f"{role}-") for p in of] for role in found}
+    told = {
+        "taps": taps,
+        "shards": {role: sum(name.startswith(f"{role}-") for name in parts) for role in found},
+        "lent": sorted({model.config.layer_types[i] for i in model.config.lenders}),
+        "documents": {
+            role: [{"source": p.source, "cluster": p.cluster, "concepts": p.concepts} for p in of]
+            for role, of in order.items()
+        },
+    }
+    write_json(out / "about.json", told)
+
+
+def measured(out: Path) -> dict[str, Any]:
+    found = {role: Features(out, role) for role in ROLES}
+    test = found["test"]
+    by_tap = {
+        name: dict(zip(map(str, test.taps), np.round(test.whole(name).mean(0, dtype=float), 4).tolist(), strict=True))
+        for name in ("agrees", "divergence", "vitality")
+    }
+    return {
+        **{f"{role}_documents": len(features.begins) for role, features in found.items()},
+        **{f"{role}_positions": features.count for role, features in found.items()},
+        "lens": by_tap,
+    }
+
+
+def change(config: Config, loaded: Loaded, taps: list[int], given: list[Prompt]) -> float:
+    """By how much of its size the adapter moves the state at the tap that it moves least."""
+    model = loaded.model
+    picked = [given[i] for i in np.linspace(0, len(given) - 1, min(config.compared, len(given))).astype(int)]
+    ids, pad = padded([prompt.ids for prompt in picked])
+    with_it = observed(model, ids, pad, taps, 1)[1]
+    adapter, arrays = detach(model)
+    without = observed(model, ids, pad, taps, 1)[1]
+    attach(model, adapter, arrays)
+    moved = [mx.linalg.norm(with_it[tap] - without[tap]) / mx.linalg.norm(without[tap]) for tap in taps]
+    return min(float(m.item()) for m in moved)  # type: ignore[arg-type]

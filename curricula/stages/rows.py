@@ -1,0 +1,112 @@
+"""The rows stage: all text that a run learns from or is measured on, divided by document before anything is trained.
+
+Six roles: `train` and `valid` are the domain adapter's, `heads` is what all heads learn from, `tune` decides when they
+stop and where labels begin, `calibrate` chooses thresholds, and `test` is measured once. Without data of your own, rows
+are made.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agp import data
+from agp.artifacts import write_bytes
+from agp.models.tensors import some
+from curricula.made import general, shifted
+
+ROLES = ("train", "valid", "heads", "tune", "calibrate", "test")
+SHARES = {"train": 35, "valid": 5, "heads": 25, "tune": 5, "calibrate": 15, "test": 15}  # percent of the documents
+GENERAL = "general"  # a source that nobody adapts to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    data: dict[str, str] = field(default_factory=dict)  # folders or data sets of the Hub, by name; none: rows are made
+    columns: dict[str, str] = field(default_factory=dict)
+    shares: dict[str, int] = field(default_factory=lambda: dict(SHARES))  # of your documents, where no file says it
+    made: dict[str, int] = field(default_factory=dict)  # rows of each family for each role
+    general: dict[str, int] = field(default_factory=lambda: {"test": 20})  # likewise, of what it could do before
+
+
+def given(config: Config) -> dict[str, Any]:
+    """Digests of what lies outside the run."""
+    return {name: data.read(where, name, config.columns).digest for name, where in config.data.items()}
+
+
+def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
+    if wrong := faults(config):
+        raise ValueError("; ".join(wrong))
+    found = {name: carved(data.read(where, name, config.columns), config.shares) for name, where in config.data.items()}
+    found = (found or shifted(config.made)) | general(config.general)
+    for source, roles in found.items():
+        for role, rows in roles.items():
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_bytes(out / source / f"{role}.jsonl", lines.encode())
+    return {"rows": {source: {role: len(rows) for role, rows in roles.items()} for source, roles in found.items()}}
+
+
+def faults(config: Config) -> list[str]:
+    wrong = []
+    if config.data and config.made:
+        wrong.append("data and made are both given: rows are read or made, not both")
+    if not config.data and not config.made:
+        wrong.append("data is missing: folders with train.jsonl, by name")
+    for name in ("shares", "made", "general"):
+        given = getattr(config, name)
+        if strange := sorted(given.keys() - set(ROLES)):
+            wrong.append(f"{name} names {', '.join(strange)}; the roles are {', '.join(ROLES)}")
+        if bad := [role for role, count in given.items() if count < 0]:
+            wrong.append(f"{name} of {', '.join(bad)} is below 0")
+    if GENERAL in config.data:
+        wrong.append(f"a source cannot be called {GENERAL}: that one is made")
+    if sum(config.shares.values()) != 100:
+        wrong.append(f"shares add up to {sum(config.shares.values())}; percents that make 100 are needed")
+    return wrong
+
+
+def carved(source: data.Source, shares: Mapping[str, int]) -> dict[str, list[dict]]:
+    """By a hash of the document; a valid.jsonl or test.jsonl of the user's keeps its role. No content twice."""
+    roles: dict[str, list[dict]] = {role: [] for role in ROLES}
+    seen: set[str] = set()
+    for split in ("test", "valid", "train"):
+        for row in source.splits.get(split, []):
+            if row.digest not in seen:
+                seen.add(row.digest)
+                roles[role_of(row.document, shares) if split == "train" else split].append(written(row))
+    if empty := [role for role, rows in roles.items() if not rows]:
+        raise ValueError(
+            f"{source.name} has too few documents: none fell to {some(empty)}. Every role needs some; give more rows,"
+            " or other shares (rows.shares.test=20)"
+        )
+    return roles
+
+
+def role_of(document: str, shares: Mapping[str, int]) -> str:
+    at = int.from_bytes(hashlib.sha256(f"role {document}".encode()).digest()[:8], "big") % 100
+    for role, share in shares.items():
+        if at < share:
+            return role
+        at -= share
+    raise AssertionError("shares make 100")
+
+
+def written(row: data.Row) -> dict[str, Any]:
+    """As it would stand in JSONL, its notes already where they are read."""
+    if row.layout == "prompt":
+        what: dict[str, Any] = dict(zip(("prompt", "completion"), (m["content"] for m in row.messages), strict=True))
+    else:
+        what = {"text": row.text} if row.layout == "text" else {"messages": list(row.messages)}
+    return what | {"document": row.document} | ({"concepts": row.concepts} if row.concepts else {})
+
+
+def read(folder: Path, role: str) -> dict[str, list[data.Row]]:
+    """The rows of a role, by source."""
+    found: dict[str, list[data.Row]] = {}
+    for file in sorted(folder.glob(f"*/{role}.jsonl")):
+        wrong: list[str] = []
+        found[file.parent.name] = list(data.rows(data.lines(file), wrong))
+        assert not wrong, wrong  # it was checked when it was written
+    return found

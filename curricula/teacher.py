@@ -1,0 +1,34 @@
+"""The teacher: the base with its domain adapter, as the domain stage left it, checked to be the same."""
+
+import json
+from pathlib import Path
+
+import agp
+from agp import adapter_files
+from agp.adapters import attach
+from agp.fingerprint import fingerprint
+from agp.models.load import Loaded
+from curricula.runner import MANIFEST
+
+
+def teacher(domain: Path) -> Loaded:
+    if not (domain / "adapter").is_dir():
+        raise ValueError(
+            f"{domain} has no adapter: what is learned from the states of a base that does not speak the user's "
+            "distribution is of no use. Train the domain stage first"
+        )
+    made = json.loads((domain / MANIFEST).read_text())
+    asked, known = made["config"], made["metrics"]["weights"]
+    loaded = agp.load(asked["model"], asked["revision"], made["metrics"]["dtype"], asked["quantize"], asked["table"])
+    if loaded.tokenizer is None:
+        raise ValueError(f"{asked['model']} has no tokenizer, and text cannot be read without one")
+    if (found := fingerprint(loaded.model)) != known:
+        raise ValueError(
+            f"{asked['model']} holds other weights than its adapter was trained on: their digest is {found[:12]}, "
+            f"and was {known[:12]}"
+        )
+    saved = adapter_files.load(domain / "adapter")
+    attach(loaded.model, saved.adapter, saved.arrays)
+    loaded.model.freeze()
+    loaded.model.eval()
+    return loaded
