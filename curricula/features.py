@@ -43,7 +43,8 @@ class Together(NamedTuple):
     """Documents side by side, ends on the right: what blocks and heads take."""
 
     tokens: mx.array  # B L
-    pad: mx.array  # B
+    end: int  # position after the last token
+    pad: mx.array  # B: positions before the first
     states: mx.array  # T B n D (Gemma 3n: T B n 4 D)
     shared: dict[str, KV]  # of all L
     chosen: np.ndarray  # B n: whether there is a position
@@ -113,9 +114,10 @@ class Features:
             kind: KV(*(mx.array(kept[f"{what}.{kind}"].swapaxes(1, 2)) for what in ("keys", "values")))
             for kind in self.about["lent"]
         }
-        pad = mx.array([width - length for length in lengths])
+        end = self.about["end"]
+        pad = mx.array([end - length for length in lengths])
         return Together(
-            mx.array(tokens), pad, mx.array(states.reshape(*states.shape[:3], *shape)), shared, chosen, places
+            mx.array(tokens), end, pad, mx.array(states.reshape(*states.shape[:3], *shape)), shared, chosen, places
         )
 
     @property

@@ -61,7 +61,7 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
         found[role] = prompts(given, loaded.tokenizer, **cut)
     parts = shards(found, config.shard)
     make(config, loaded, taps, parts, out, group)
-    about(loaded.model, taps, found, parts, out)
+    about(loaded.model, taps, found, parts, out, ends(config))
     return measured(out) | {"adapter_change": change(config, loaded, taps, found["heads"])}
 
 
@@ -83,6 +83,8 @@ def faults(config: Config) -> list[str]:
         wrong.append("noises and omissions are both 0: vitality needs some disturbance")
     if len(config.windows) != len(ROLES) or min(config.windows) < 0:
         wrong.append(f"windows are {config.windows}; a number for each of {', '.join(ROLES)} is needed")
+    if config.window >= config.longest:
+        wrong.append(f"window is {config.window}; less than longest, {config.longest}, is needed")
     if not config.sigma > 0:
         wrong.append(f"sigma is {config.sigma}; a number above 0 is needed")
     return wrong
@@ -136,8 +138,8 @@ def harvested(
     said = continued(model, asked, max_tokens=config.answer, sampler=sampler, stop=tokenizer.eos_ids)
     whole = [[*before, *after] for before, after in zip(asked, said, strict=True)]
     ids, pad = padded([tokens[:-1] for tokens in whole])  # nothing follows the last one
-    count = max(map(len, said))
-    stream, states = observed(model, ids, pad, taps, count)
+    count, end = max(map(len, said)), ends(config)
+    stream, states = observed(model, ids, pad, taps, count, end)
     places = np.arange(count) >= count - np.array([[len(after)] for after in said])
     at = mx.array(np.flatnonzero(places))
 
@@ -150,10 +152,10 @@ def harvested(
     tokens[at] = taught.ids[:, 0]
     tokens = tokens.reshape(places.shape)
     disturbed = {"sigma": config.sigma, "noises": config.noises, "omissions": config.omissions}
-    begun = model.embed(ids, end=ids.shape[1], pad=pad)
+    inputs = tail(model.embed(ids).inputs, count)
     alive = [
         flat(oracle.vitality(
-            model, stream._replace(hidden=states[tap], inputs=tail(begun.inputs, count)), tap, tokens,
+            model, stream._replace(hidden=states[tap], inputs=inputs), tap, tokens,
             key=mx.random.key(seeded(config.seed, number, tap)), **disturbed,
         ))
         for tap in taps
@@ -165,27 +167,26 @@ def harvested(
         "vitality": np.array(mx.stack(alive, axis=1)),
         **{name: np.array(value) for name, value in reading._asdict().items()},
         "taught": np.array(taught.ids), "taught_logs": np.array(taught.logs).astype(np.float16),
-        **lent(model, stream, np.array(pad)),
+        **lent(model, stream, np.array(pad), ids.shape[1]),
     }  # fmt: skip
     return {name: a.astype(np.int32) if a.dtype == np.int64 else a for name, a in arrays.items()}
 
 
 def observed(
-    model: Decoder, ids: mx.array, pad: mx.array, taps: list[int], count: int
+    model: Decoder, ids: mx.array, pad: mx.array, taps: list[int], count: int, end: int
 ) -> tuple[Stream, dict[int, mx.array]]:
-    """The last `count` positions after all blocks, and after each tap."""
+    """The last `count` positions after all blocks, and after each tap; the last token stands just before `end`."""
     taken: dict[Site, mx.array] = {}
     sites = [Site(tap, "block") for tap in taps]
-    begun = model.embed(ids, end=ids.shape[1], pad=pad)
+    begun = model.embed(ids, end=end, pad=pad + (end - ids.shape[1]))
     stream = model.blocks(begun, visit=record(taken, sites), last=count)
     states = {site.layer: tail(x, count) for site, x in taken.items()}
     mx.eval(stream.hidden, states)
     return stream, states
 
 
-def lent(model: Decoder, stream: Stream, pad: np.ndarray) -> dict[str, np.ndarray]:
+def lent(model: Decoder, stream: Stream, pad: np.ndarray, length: int) -> dict[str, np.ndarray]:
     """Keys and values that blocks above borrow: a line a token, padding left out."""
-    length = stream.end
     text = np.arange(length) >= pad[:, None]
     found = {}
     for kind in sorted({model.config.layer_types[i] for i in model.config.lenders}):
@@ -194,17 +195,28 @@ def lent(model: Decoder, stream: Stream, pad: np.ndarray) -> dict[str, np.ndarra
     return found
 
 
+def ends(config: Config) -> int:
+    """Where every document ends: keys are turned by their positions, and so fit each other whatever they are beside."""
+    return config.longest + config.answer
+
+
 def seeded(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def about(
-    model: Decoder, taps: list[int], found: Mapping[str, list[Prompt]], parts: Mapping[str, list[Prompt]], out: Path
+    model: Decoder,
+    taps: list[int],
+    found: Mapping[str, list[Prompt]],
+    parts: Mapping[str, list[Prompt]],
+    out: Path,
+    end: int,
 ) -> None:
     """What the arrays cannot say of themselves."""
     order = {role: [p for name, of in parts.items() if name.startswith(f"{role}-") for p in of] for role in found}
     told = {
         "taps": taps,
+        "end": end,
         "shards": {role: sum(name.startswith(f"{role}-") for name in parts) for role in found},
         "lent": sorted({model.config.layer_types[i] for i in model.config.lenders}),
         "documents": {
@@ -234,9 +246,9 @@ def change(config: Config, loaded: Loaded, taps: list[int], given: list[Prompt])
     model = loaded.model
     picked = [given[i] for i in np.linspace(0, len(given) - 1, min(config.compared, len(given))).astype(int)]
     ids, pad = padded([prompt.ids for prompt in picked])
-    with_it = observed(model, ids, pad, taps, 1)[1]
+    with_it = observed(model, ids, pad, taps, 1, ids.shape[1])[1]
     adapter, arrays = detach(model)
-    without = observed(model, ids, pad, taps, 1)[1]
+    without = observed(model, ids, pad, taps, 1, ids.shape[1])[1]
     attach(model, adapter, arrays)
     moved = [mx.linalg.norm(with_it[tap] - without[tap]) / mx.linalg.norm(without[tap]) for tap in taps]
     return min(float(m.item()) for m in moved)  # type: ignore[arg-type]
