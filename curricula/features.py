@@ -17,7 +17,7 @@ from agp.cache import KV
 from agp.models.tensors import read_header
 from agp.packing import MULTIPLE
 
-A_DOCUMENT = ("first", "length")
+A_DOCUMENT = ("first", "length", "row")
 SHARD = "{role}-{number:04}.safetensors"
 
 
@@ -56,10 +56,12 @@ class Features:
 
     def __init__(self, folder: Path, role: str):
         self.about: dict[str, Any] = json.loads((folder / "about.json").read_text())
-        self.documents: list[dict[str, Any]] = self.about["documents"][role]  # source, cluster and concepts of each
         self.taps: list[int] = self.about["taps"]
-        paths = [folder / SHARD.format(role=role, number=number) for number in range(self.about["shards"][role])]
-        self.shards = [opened(path) for path in paths]
+        told = self.about["documents"][role]
+        self.shards = [opened(folder / SHARD.format(role=role, number=number)) for number in range(len(told))]
+        self.documents: list[dict[str, Any]] = [
+            of[row] for of, shard in zip(told, self.shards, strict=True) for row in shard["row"]
+        ]
         per = [len(shard["scale"]) for shard in self.shards]
         self.ends, self.count = np.cumsum(per), int(sum(per))
         spans = self.whole("length") - self.whole("first")
@@ -85,6 +87,10 @@ class Features:
         """N T D, as they were."""
         hidden, scale = self.take("hidden", at), self.take("scale", at)
         return hidden.astype(np.float32) * scale[(...,) + (None,) * (hidden.ndim - scale.ndim)]
+
+    def final(self, at: np.ndarray) -> np.ndarray:
+        """N D: the teacher's last state, the one that the final norm is for."""
+        return self.take("final", at).astype(np.float32) * self.take("final_scale", at)[:, None]
 
     def together(self, documents: Sequence[int]) -> Together:
         """Documents as one batch; what is empty on the left is zero."""

@@ -106,9 +106,9 @@ def vitality(
 
 
 def went_on(model: Decoder, stream: Stream, tap: int, without: Sequence[int]) -> mx.array:
-    """The likeliest token after the remaining blocks."""
+    """The likeliest token after the remaining blocks; capped or not, the same logit is largest."""
     out = model.blocks(stream, start=tap + 1, visit=skip([Site(block, "block") for block in without]))
-    return mx.argmax(model.unembed(out), axis=-1)
+    return mx.argmax(model.uncapped(model.normed(out.hidden)), axis=-1)
 
 
 def chosen(blocks: list[int], count: int, key: mx.array) -> list[int]:

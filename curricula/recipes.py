@@ -18,12 +18,12 @@ class Recipe:
 
 
 def stages(recipe: Recipe) -> list[Stage]:
-    def stage(name, run, config, *needs, given=lambda config: {}):
-        return Stage(name=name, run=run, config=config, needs=needs, gate=recipe.gates.get(name, {}), given=given)
+    def stage(name, run, config, *needs, **more):
+        return Stage(name=name, run=run, config=config, needs=needs, gate=recipe.gates.get(name, {}), **more)
 
     return [
-        stage("rows", rows.run, recipe.rows, given=rows.given),
-        stage("domain", adapt.run, recipe.domain, "rows"),
+        stage("rows", rows.run, recipe.rows, given=rows.given, places=("data",)),
+        stage("domain", adapt.run, recipe.domain, "rows", given=adapt.given, places=adapt.PLACES),
         stage("harvest", harvest.run, recipe.harvest, "rows", "domain"),
     ]
 
@@ -36,7 +36,7 @@ def tiny() -> Recipe:
             general={"train": 60, "valid": 2, "test": 20},
         ),
         domain=domain.Config(
-            model="agp/assets/tiny-gemma4",
+            model="tiny-gemma4",
             weights={"conversation": 4, "code": 4, "memory": 1, "source": 1, "general": 2},
             length=128,
             rows=16,
@@ -53,7 +53,7 @@ def tiny() -> Recipe:
 def tiny3n() -> Recipe:
     """The same on the tiny Gemma 3n."""
     recipe = tiny()
-    return replace(recipe, domain=replace(recipe.domain, model="agp/assets/tiny-gemma3n"))
+    return replace(recipe, domain=replace(recipe.domain, model="tiny-gemma3n"))
 
 
 def smoke() -> Recipe:

@@ -36,6 +36,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     gate: Mapping[str, str] = field(default_factory=dict)  # metric -> the goal it must meet
     given: Callable[[Any], dict[str, Any]] = lambda config: {}  # digests of what it reads from outside the run
+    places: tuple[str, ...] = ()  # settings that say where that lies: it may be moved
 
 
 class Past(NamedTuple):
@@ -81,19 +82,22 @@ def run(
     for stage in stages[: len(stages) if until is None else names.index(until) + 1]:
         out = root / stage.name
         key = made_of(stage, {name: made[name]["digest"] for name in stage.needs})
-        manifest = whole(out, key)
+        manifest, places = whole(out, key), {name: getattr(stage.config, name) for name in stage.places}
         if manifest is None or not everywhere(group, manifest):
             manifest = finish(stage, key, root, group)
             say(f"{stage.name}: {took(out)}")
         else:
             say(f"{stage.name}: whole already")
+        if manifest.get("places") != places:
+            manifest = write(out, manifest | {"places": places})
         made[stage.name] = through(stage.name, manifest, out, past)
     return made
 
 
 def made_of(stage: Stage, needs: dict[str, str]) -> dict[str, Any]:
     """All that decides what a stage makes."""
-    found = {"config": asdict(stage.config), "given": stage.given(stage.config), "needs": needs}
+    config = {name: value for name, value in asdict(stage.config).items() if name not in stage.places}
+    found = {"config": config, "given": stage.given(stage.config), "needs": needs}
     return json.loads(json.dumps({"stage": stage.name, **found, "gate": dict(stage.gate), "agp": agp.__version__}))
 
 
@@ -112,14 +116,16 @@ def finish(stage: Stage, key: dict[str, Any], root: Path, group: Any) -> dict:
 
 def write(out: Path, manifest: dict) -> dict:
     """With its own digest; last of all, so that its presence means that the folder is whole."""
-    manifest = json.loads(json.dumps({name: value for name, value in manifest.items() if name != "digest"}))
+    manifest = json.loads(json.dumps(manifest))
     manifest["digest"] = digest_of(manifest)
     write_json(out / MANIFEST, manifest)
     return manifest
 
 
-def digest_of(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """Of all but itself, and where things lay."""
+    body = {name: value for name, value in manifest.items() if name not in ("digest", "places")}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def files(out: Path) -> dict[str, dict[str, Any]]:
@@ -155,10 +161,9 @@ def read(out: Path) -> dict:
     """A manifest as it was written; one that was edited since is refused."""
     path = out / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
-        body = {name: value for name, value in manifest.items() if name != "digest"}
-        sound = manifest["digest"] == digest_of(body)
-    except (ValueError, KeyError, AttributeError) as e:
+        manifest = dict(json.loads(path.read_text()))
+        sound = manifest["digest"] == digest_of(manifest)
+    except (ValueError, KeyError, TypeError) as e:
         raise ValueError(
             f"{path} is no manifest that can be read: {shown(str(e))}. Make it again: --from {out.name}"
         ) from e
@@ -167,7 +172,7 @@ def read(out: Path) -> dict:
     return manifest
 
 
-def damages(out: Path, manifest: Mapping[str, Any]) -> list[str]:
+def damages(out: Path, manifest: Mapping[str, Any], thorough: bool = True) -> list[str]:
     wrong = []
     for name, known in manifest["files"].items():
         path = out / name
@@ -175,7 +180,7 @@ def damages(out: Path, manifest: Mapping[str, Any]) -> list[str]:
             wrong.append(f"{name} is missing")
         elif path.stat().st_size != known["bytes"]:
             wrong.append(f"{name} has {path.stat().st_size:,} bytes and had {known['bytes']:,}")
-        elif digest(path) != known["sha256"]:
+        elif thorough and digest(path) != known["sha256"]:
             wrong.append(f"{name} has other bytes than were written")
     return wrong
 
@@ -215,7 +220,24 @@ def note_time(out: Path, seconds: float) -> None:
     write_json(out / TIMES, {"seconds": round(before["seconds"] + seconds, 3), "peak_bytes": peak})
 
 
+def state(out: Path, thorough: bool = False) -> str:
+    """What can be said of a stage at a glance; if `thorough`, after reading all of it."""
+    if not (out / MANIFEST).exists():
+        return "begun" if out.exists() else "not begun"
+    try:
+        manifest = read(out)
+    except ValueError as e:
+        return f"damaged: {e}"
+    if wrong := damages(out, manifest, thorough):
+        return f"damaged: {some(wrong)}"
+    if all(passed for *_, passed in verdicts(manifest)):
+        return "whole"
+    return "its gate is closed" if manifest["past_gate"] is None else f"past its gate: {manifest['past_gate']['why']}"
+
+
 def took(out: Path) -> str:
+    if not (out / TIMES).exists():
+        return ""
     times = json.loads((out / TIMES).read_text())
     return f"{times['seconds']:.0f} s, {times['peak_bytes'] / 1e9:.2f} GB at its peak"
 

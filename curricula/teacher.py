@@ -18,7 +18,7 @@ def teacher(domain: Path) -> Loaded:
             "distribution is of no use. Train the domain stage first"
         )
     made = json.loads((domain / MANIFEST).read_text())
-    asked, known = made["config"], made["metrics"]["weights"]
+    asked, known = made["config"] | made["places"], made["metrics"]["weights"]
     loaded = agp.load(asked["model"], asked["revision"], made["metrics"]["dtype"], asked["quantize"], asked["table"])
     if loaded.tokenizer is None:
         raise ValueError(f"{asked['model']} has no tokenizer, and text cannot be read without one")

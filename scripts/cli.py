@@ -19,6 +19,7 @@ VERBS = {
     "doctor": "scripts.doctor",
     "generate": "scripts.generate",
     "train": "scripts.train",
+    "runs": "scripts.runs",
     "fuse": "scripts.fuse",
     "bench": "scripts.bench",
     "figures": "scripts.figures",

@@ -1,4 +1,9 @@
-"""Train a part of AGP on your own data; for now the domain adapter.
+"""Train: a whole curriculum by its recipe, or the domain adapter alone on your own rows.
+
+agp train                                   the recipe `tiny`, whole, on what is shipped
+agp train tiny --until harvest domain.rank=4
+agp train tiny --from domain domain.fit.steps=80
+agp train smoke --dry-run
 
 agp train domain --model google/gemma-4-E2B-it --quantize 4 --data notes/ --out runs/notes
 agp train domain --model agp/assets/tiny-gemma4 --data chat=a/ --data code=b/ --out runs/x kind=dora fit.steps=500
@@ -35,11 +40,20 @@ from agp.packing import assemble, drawn
 from agp.peak import step_bytes
 from agp.quant import BITS, quantized_paths
 from agp.supervise import Example
+from curricula import recipes
 from curricula.stages import domain
+from scripts import recipe
+from scripts.asked import all_named
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("stage", choices=["domain"], help="what to train")
+    names = ", ".join(recipes.NAMES)
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="WHAT | name=value",
+        help=f"a recipe ({names}; default: tiny) or `domain`; and settings. Of domain: {settings(domain.Config())}",
+    )
     parser.add_argument("--model", metavar="PATH", help="a checkpoint folder or a Hub id")
     parser.add_argument(
         "--data", action="append", default=[], metavar="[NAME=]DIR", help="a folder of rows, or a Hub id; repeatable"
@@ -59,7 +73,12 @@ def add_arguments(parser) -> None:
         help="for a host that does not come, or has gone silent (default: 120)",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, on what, and how long")
-    parser.add_argument("settings", nargs="*", metavar="name=value", help=f"settings: {settings(domain.Config())}")
+    parser.add_argument("--until", metavar="STAGE", help="stop after this stage of the recipe")
+    parser.add_argument(
+        "--from", dest="again", metavar="STAGE", help="make it and what follows again; what is there is kept beside"
+    )
+    parser.add_argument("--past-gate", metavar="STAGE", help="go on though its gate is closed; needs --why")
+    parser.add_argument("--why", metavar="TEXT", help="the reason, kept in the manifest")
 
 
 parse = argparse.ArgumentParser.parse_intermixed_args  # settings may stand anywhere
@@ -72,6 +91,21 @@ def settings(config) -> str:
 
 
 def run(args) -> int:
+    names = [word for word in args.settings if "=" not in word]
+    args.settings = [word for word in args.settings if "=" in word]
+    known = (*recipes.NAMES, "domain")
+    if len(names) > 1 or not set(names) <= set(known):
+        raise ValueError(f"{' '.join(names)}: one of {', '.join(known)} is needed, and settings as name=value")
+    if names == ["domain"]:
+        return adapt(args)
+    return recipe.run(args, *(names or ["tiny"]))
+
+
+def adapt(args) -> int:
+    """The domain adapter alone."""
+    for name in ("until", "again", "past_gate", "why"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{'from' if name == 'again' else name.replace('_', '-')} is of recipes; leave it out")
     config = from_file(domain.Config(), args.config) if args.config else domain.Config()
     given = {name: getattr(args, name) for name in ("model", "dtype", "quantize", "table")}
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
@@ -105,22 +139,6 @@ def run(args) -> int:
 
 def versions() -> dict[str, str | None]:
     return {name: version(name) for name in ("agp", "mlx")}
-
-
-def all_named(given: list[str]) -> dict[str, str]:
-    pairs = [named(folder) for folder in given]
-    if twice := sorted({name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1}):
-        raise ValueError(
-            f"several sources are called {', '.join(twice)}; give them names of their own: --data NAME=DIR"
-        )
-    return dict(pairs)
-
-
-def named(given: str) -> tuple[str, str]:
-    name, equals, folder = given.partition("=")
-    if not (folder if equals else given):
-        raise ValueError(f"--data {given!r} names no folder")
-    return (name, folder) if equals else (Path(given).name or "data", given)
 
 
 def summary(report, out: Path) -> str:

@@ -22,6 +22,8 @@ from agp.models.layout import positive
 from agp.models.tensors import clean, shown
 
 WANTED = ["model*.safetensors", "*.json", "tokenizer.model", "*.jinja"]  # no code, no pickles, no images
+ASSETS = Path(__file__).parents[1] / "assets"
+SHIPPED = ("tiny-gemma4", "tiny-gemma3n")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 FAMILIES = {
     "gemma4": gemma4,
@@ -53,8 +55,10 @@ ACTIVATION = "gelu_pytorch_tanh"
 
 
 def find(source: str | Path, revision: str | None) -> Path:
-    """The folder named, else the Hub repository of that name, fetched or from the Hub's cache."""
+    """The folder named, else what is shipped, else the Hub repository of that name, fetched or from the Hub's cache."""
     folder = Path(source).expanduser()
+    if str(source) in SHIPPED and not folder.exists():
+        folder = ASSETS / str(source)
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"revision={revision!r} is for Hub ids, but {source} is a folder here; leave it out")

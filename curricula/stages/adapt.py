@@ -11,13 +11,20 @@ import numpy as np
 from tqdm import tqdm
 
 from agp.adapters import detach
+from agp.fingerprint import glance
+from agp.models.folder import find
 from agp.models.load import Loaded
 from agp.stats import bootstrap_mean
 from agp.supervise import Example, prepare
 from curricula.ability import ability
 from curricula.stages import domain, rows
 
+PLACES = ("model", "revision", "table", "data")
 MEASURED = 400  # documents of each source
+
+
+def given(config: domain.Config) -> dict[str, Any]:
+    return {"checkpoint": glance(find(config.model, config.revision))}
 
 
 def run(config: domain.Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
@@ -59,10 +66,11 @@ def prepared(given: list, loaded: Loaded, length: int) -> list[Example]:
 
 
 def compared(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """`loss_drop`: by which share the loss a token fell; `general_drop`: points of tokens no longer foreseen."""
+    """`loss_drop`: by which share the loss a token fell, a document counting once, however long it is; `general_drop`:
+    points of general tokens no longer foreseen."""
     theirs = [name for name in before if name != rows.GENERAL]
     was, now = (np.concatenate([table[name] for name in theirs]) for table in (before, after))
-    left = bootstrap_mean(now[:, 1], 0, was[:, 1])
+    left = bootstrap_mean(now[:, 1] / now[:, 2], 0, was[:, 1] / was[:, 2])
     lost = bootstrap_mean(100 * (before[rows.GENERAL] - after[rows.GENERAL])[:, 0], 0, before[rows.GENERAL][:, 2])
     means = {
         name: {"before": table[:, 1].sum() / table[:, 2].sum(), "after": after[name][:, 1].sum() / table[:, 2].sum()}

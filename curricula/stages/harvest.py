@@ -16,16 +16,13 @@ from tqdm import tqdm
 
 from agp.adapters import attach, detach
 from agp.artifacts import write_json
-from agp.batch import continued, padded
-from agp.generate import make_sampler
-from agp.layers import tail
-from agp.models.decoder import Decoder, Stream
+from agp.batch import padded
+from agp.models.decoder import Decoder
 from agp.models.load import Loaded
-from agp.sites import Site, record
-from curricula import oracle
 from curricula.documents import Prompt, prompts
 from curricula.exchange import exchange
-from curricula.features import SHARD, Features, halved, write
+from curricula.features import SHARD, Features, write
+from curricula.observe import ends, kinds, observe, observed
 from curricula.stages import rows
 from curricula.teacher import teacher
 
@@ -40,7 +37,8 @@ class Config:
     windows: tuple[int, ...] = (400, 60, 200, 200)  # of each source of plain text, for each role
     answer: int = 24  # tokens that the teacher says at most
     temperature: float = 1.0  # at which it goes on with plain text; what it answers is its likeliest
-    shard: int = 64  # documents
+    shard: int = 128  # documents
+    together: int = 32  # of them at once, once it is known how much is said to each
     keep: int = 64  # of the teacher's likeliest tokens
     sigma: float = 0.3  # noise beside a state
     noises: int = 3
@@ -61,7 +59,7 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
         found[role] = prompts(given, loaded.tokenizer, **cut)
     parts = shards(found, config.shard)
     make(config, loaded, taps, parts, out, group)
-    about(loaded.model, taps, found, parts, out, ends(config))
+    about(config, loaded.model, taps, parts, out)
     return measured(out) | {"adapter_change": change(config, loaded, taps, found["heads"])}
 
 
@@ -121,110 +119,19 @@ def make(
         path.unlink()
     mine = [name for number, name in enumerate(parts) if number % size == rank and not (out / name).exists()]
     for name in tqdm(mine, desc="harvest", unit="shard", disable=bool(rank), file=sys.stderr):
-        write(out / name, harvested(config, loaded, taps, parts[name], list(parts).index(name)))
+        write(out / name, observe(config, loaded, taps, parts[name], list(parts).index(name)))
         mx.clear_cache()
     exchange(group, [out / name for name in parts])
 
 
-def harvested(
-    config: Config, loaded: Loaded, taps: list[int], given: list[Prompt], number: int
-) -> dict[str, np.ndarray]:
-    """What the teacher says to these prompts, its states where it says it, and what is true of them."""
-    model, tokenizer = loaded.model, loaded.tokenizer
-    assert tokenizer is not None
-    seed = seeded(config.seed, number)
-    sampler = make_sampler(config.temperature if given[0].drawn else 0.0, seed=seed)
-    asked = [prompt.ids for prompt in given]
-    said = continued(model, asked, max_tokens=config.answer, sampler=sampler, stop=tokenizer.eos_ids)
-    whole = [[*before, *after] for before, after in zip(asked, said, strict=True)]
-    ids, pad = padded([tokens[:-1] for tokens in whole])  # nothing follows the last one
-    count, end = max(map(len, said)), ends(config)
-    stream, states = observed(model, ids, pad, taps, count, end)
-    places = np.arange(count) >= count - np.array([[len(after)] for after in said])
-    at = mx.array(np.flatnonzero(places))
-
-    def flat(x: mx.array) -> mx.array:
-        return x.flatten(0, 1)[at]
-
-    lens = mx.stack([flat(model.together(states[tap])) for tap in taps], axis=1)
-    reading, taught = oracle.read(model, lens, flat(model.together(stream.hidden)), config.keep)
-    tokens = mx.zeros(places.size, mx.int32)
-    tokens[at] = taught.ids[:, 0]
-    tokens = tokens.reshape(places.shape)
-    disturbed = {"sigma": config.sigma, "noises": config.noises, "omissions": config.omissions}
-    inputs = tail(model.embed(ids).inputs, count)
-    alive = [
-        flat(oracle.vitality(
-            model, stream._replace(hidden=states[tap], inputs=inputs), tap, tokens,
-            key=mx.random.key(seeded(config.seed, number, tap)), **disturbed,
-        ))
-        for tap in taps
-    ]  # fmt: skip
-    hidden, scale = halved(np.stack([np.array(flat(states[tap]).astype(mx.float32)) for tap in taps], axis=1))
-    arrays = {
-        "first": np.array([len(tokens) for tokens in asked]), "length": np.array([len(tokens) for tokens in whole]),
-        "ids": np.concatenate(whole), "hidden": hidden, "scale": scale,
-        "vitality": np.array(mx.stack(alive, axis=1)),
-        **{name: np.array(value) for name, value in reading._asdict().items()},
-        "taught": np.array(taught.ids), "taught_logs": np.array(taught.logs).astype(np.float16),
-        **lent(model, stream, np.array(pad), ids.shape[1]),
-    }  # fmt: skip
-    return {name: a.astype(np.int32) if a.dtype == np.int64 else a for name, a in arrays.items()}
-
-
-def observed(
-    model: Decoder, ids: mx.array, pad: mx.array, taps: list[int], count: int, end: int
-) -> tuple[Stream, dict[int, mx.array]]:
-    """The last `count` positions after all blocks, and after each tap; the last token stands just before `end`."""
-    taken: dict[Site, mx.array] = {}
-    sites = [Site(tap, "block") for tap in taps]
-    begun = model.embed(ids, end=end, pad=pad + (end - ids.shape[1]))
-    stream = model.blocks(begun, visit=record(taken, sites), last=count)
-    states = {site.layer: tail(x, count) for site, x in taken.items()}
-    mx.eval(stream.hidden, states)
-    return stream, states
-
-
-def lent(model: Decoder, stream: Stream, pad: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """Keys and values that blocks above borrow: a line a token, padding left out."""
-    text = np.arange(length) >= pad[:, None]
-    found = {}
-    for kind in sorted({model.config.layer_types[i] for i in model.config.lenders}):
-        for what, array in zip(("keys", "values"), stream.shared[kind], strict=True):
-            found[f"{what}.{kind}"] = np.array(array.swapaxes(1, 2).astype(mx.float32))[text].astype(np.float16)
-    return found
-
-
-def ends(config: Config) -> int:
-    """Where every document ends: keys are turned by their positions, and so fit each other whatever they are beside."""
-    return config.longest + config.answer
-
-
-def seeded(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def about(
-    model: Decoder,
-    taps: list[int],
-    found: Mapping[str, list[Prompt]],
-    parts: Mapping[str, list[Prompt]],
-    out: Path,
-    end: int,
-) -> None:
+def about(config: Config, model: Decoder, taps: list[int], parts: Mapping[str, list[Prompt]], out: Path) -> None:
     """What the arrays cannot say of themselves."""
-    order = {role: [p for name, of in parts.items() if name.startswith(f"{role}-") for p in of] for role in found}
-    told = {
-        "taps": taps,
-        "end": end,
-        "shards": {role: sum(name.startswith(f"{role}-") for name in parts) for role in found},
-        "lent": sorted({model.config.layer_types[i] for i in model.config.lenders}),
-        "documents": {
-            role: [{"source": p.source, "cluster": p.cluster, "concepts": p.concepts} for p in of]
-            for role, of in order.items()
-        },
+    told = {role: [of for name, of in parts.items() if name.startswith(f"{role}-")] for role in ROLES}
+    documents = {
+        role: [[{"source": p.source, "cluster": p.cluster, "concepts": p.concepts} for p in of] for of in shards]
+        for role, shards in told.items()
     }
-    write_json(out / "about.json", told)
+    write_json(out / "about.json", {"taps": taps, "end": ends(config), "lent": kinds(model), "documents": documents})
 
 
 def measured(out: Path) -> dict[str, Any]:
@@ -250,5 +157,5 @@ def change(config: Config, loaded: Loaded, taps: list[int], given: list[Prompt])
     adapter, arrays = detach(model)
     without = observed(model, ids, pad, taps, 1, ids.shape[1])[1]
     attach(model, adapter, arrays)
-    moved = [mx.linalg.norm(with_it[tap] - without[tap]) / mx.linalg.norm(without[tap]) for tap in taps]
+    moved = [mx.linalg.norm(a - b) / mx.linalg.norm(b) for a, b in zip(with_it, without, strict=True)]
     return min(float(m.item()) for m in moved)  # type: ignore[arg-type]
