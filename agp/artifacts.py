@@ -1,9 +1,11 @@
 """What is written down: digests, writes that are whole or not there, the environment, results with their figures."""
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,7 +45,12 @@ def replacing(path: Path | str) -> Iterator[Path]:
     os.close(handle)
     part = Path(name)
     try:
-        yield part
+        try:
+            yield part
+        except OSError as e:
+            if e.filename is not None:
+                raise
+            raise OSError(unwritten(path, e.strerror or str(e))) from e  # such as a full disk, which names no file
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.chmod(0o644)  # mkstemp makes it private
@@ -57,12 +64,35 @@ def replacing(path: Path | str) -> Iterator[Path]:
         os.close(folder)
 
 
+def unwritten(path: Path, why: str) -> str:
+    free = shutil.disk_usage(path.parent).free
+    return f"{path} could not be written: {why} ({free / 1e6:,.1f} MB are free there). What was there before is whole"
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """No other process may use this folder as long; a lock of one that was killed is gone with it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise ValueError(f"another run is using {out}; wait for it, or give another folder") from e
+        yield
+
+
 def unwritable(out: Path) -> str | None:
     """Why no folder can be made there."""
     there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not there.is_dir():
         return f"{there} is a file, and a folder is needed"
-    return None if os.access(there, os.W_OK) else f"{there} cannot be written to"
+    if not os.access(there, os.W_OK):
+        return f"{there} cannot be written to"
+    try:  # some folders say that they can be written to and cannot
+        with tempfile.TemporaryDirectory(dir=there, prefix=".agp-"):
+            return None
+    except OSError as e:
+        return f"{there} cannot be written to: {e.strerror}"
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -72,7 +102,10 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 def write_safetensors(path: Path | str, arrays: dict[str, mx.array], about: dict[str, str] | None = None) -> None:
     with replacing(path) as part:
-        mx.save_safetensors(str(part), arrays, about or {"format": "mlx"})
+        try:
+            mx.save_safetensors(str(part), arrays, about or {"format": "mlx"})
+        except RuntimeError as e:
+            raise OSError(unwritten(Path(path), str(e))) from e
 
 
 def write_json(path: Path | str, value: object) -> None:

@@ -59,7 +59,9 @@ def read(where: Path | str, name: str = "data", columns: Mapping[str, str] | Non
     splits = {split: list(rows(found, wrong)) for split, found in given.items()}
     layouts = Counter(row.layout for found in splits.values() for row in found)
     if len(layouts) > 1:
-        wrong.append(f"layouts are mixed: {', '.join(f'{n} rows of {layout}' for layout, n in layouts.items())}")
+        first = {row.layout: row.place for found in reversed(splits.values()) for row in reversed(found)}
+        told = (f"{n} rows of {layout} (first {first[layout]})" for layout, n in layouts.items())
+        wrong.append(f"layouts are mixed: {', '.join(told)}; give each a source of its own")
     if not splits["train"] and not wrong:
         wrong.append("there are no rows to train on")
     told = "".join(f"{split} {row.digest}\n" for split, found in splits.items() for row in found)
@@ -75,10 +77,16 @@ def on_hub(where: Path | str) -> bool:
 
 
 def from_folder(folder: Path) -> dict[str, Given]:
+    if not folder.is_dir():
+        what = "is a file, and the folder that holds train.jsonl is needed" if folder.exists() else "is no folder here"
+        raise ValueError(f"{folder} {what}")
     files = {split: folder / f"{split}.jsonl" for split in SPLITS if (folder / f"{split}.jsonl").exists()}
     if "train" not in files:
-        found = sorted(p.name for p in folder.glob("*"))[:SHOWN] if folder.is_dir() else "no such folder"
-        raise ValueError(f"{folder} has no train.jsonl ({shown(found)}); put rows there, one JSON object a line")
+        found = sorted(p.name for p in folder.glob("*"))[:SHOWN]
+        there = f"it holds {shown(found)}" if found else "it is empty"
+        raise ValueError(f"{folder} has no train.jsonl, {there}; put rows there, one JSON object a line")
+    if odd := [file.name for file in files.values() if not file.is_file()]:
+        raise ValueError(f"{folder / odd[0]} is no plain file")
     return {split: lines(file) for split, file in files.items()}
 
 

@@ -42,10 +42,10 @@ def fuse(model: Decoder, dequantize: bool = False) -> dict[str, float]:
         mx.eval(made[path].parameters())
     if swallowed := [f"{path} ({share:.0%})" for path, share in lost.items() if share > MOST]:
         packed = any(isinstance(parts[path].base, nn.QuantizedLinear) for path in parts)
-        way = "dequantize these layers (--dequantize)" if packed and not dequantize else "fuse into float32"
+        way = ", or store these layers in 16 bits (--dequantize)" if packed and not dequantize else ""
         raise ValueError(
             f"rounding would take more than half of the adapter's change in {len(swallowed)} of {len(parts)} layers: "
-            f"{some(swallowed)}. Keep the adapter apart, or {way}"
+            f"{some(swallowed)}. Keep the adapter apart{way}"
         )
     model.update_modules(tree_unflatten(list(made.items())))
     return lost

@@ -45,8 +45,11 @@ class HostLost(ConnectionError):
 def told() -> Hosts | None:
     """What mlx.launch said; None on a host that is alone."""
     rank, file = os.environ.get("MLX_RANK"), os.environ.get("MLX_HOSTFILE")
-    if rank is None or not file:
+    if rank is None and file is None:
         return None
+    if rank is None or not file:
+        there, absent = ("MLX_RANK", "MLX_HOSTFILE") if rank is not None else ("MLX_HOSTFILE", "MLX_RANK")
+        raise ValueError(f"{there} is set and {absent} is not: unset it to train on this host alone, or use mlx.launch")
     try:
         text = Path(file).read_text().strip()
     except OSError as e:
@@ -58,13 +61,19 @@ def told() -> Hosts | None:
     try:
         given = json.loads(text)
         pairs = [[address.rpartition(":") for address in host] for host in given]
-        first = max(int(port) for host in pairs for _, _, port in host) + 1
+        ports = [int(port) for host in pairs for _, _, port in host]
+        first = max(ports) + 1
         hosts = Hosts(int(rank), [(host[0][0], first) for host in pairs], hashlib.sha256(text.encode()).hexdigest())
-    except (ValueError, TypeError, IndexError, AttributeError) as e:
-        raise ValueError(f"MLX_HOSTFILE names {file}, which is no list of addresses of hosts: {e}") from e
+        if wrong := [port for port in ports if not 0 < port < 65_535]:
+            raise ValueError(f"port {wrong[0]} cannot be used; those from 1 to 65534 can")
+    except (ValueError, TypeError, IndexError, AttributeError, KeyError) as e:
+        raise ValueError(
+            f'MLX_HOSTFILE names {file}, which is no list such as [["10.0.0.1:5000"], ["10.0.0.2:5000"]]: {e}.'
+            " mlx.launch makes one from its own --hostfile"
+        ) from e
     if not 0 <= hosts.rank < hosts.size:
         raise ValueError(f"MLX_RANK is {rank}, but {file} lists {hosts.size} hosts")
-    return hosts
+    return hosts if hosts.size > 1 else None
 
 
 class Meeting:
@@ -115,7 +124,7 @@ class Meeting:
 
     def await_all(self, came: dict[int, dict]) -> None:
         what = f"waiting for {self.hosts.size - 1} more of {self.hosts.size} hosts"
-        with socket.create_server(self.hosts.addresses[0]) as door, Waiting(self, what) as waiting:
+        with opened(self.hosts.addresses[0]) as door, Waiting(self, what) as waiting:
             door.settimeout(0.2)
             while missing := set(range(self.hosts.size)) - came.keys():
                 if waiting.show() <= 0:
@@ -190,6 +199,7 @@ class Meeting:
 
 
 HERE, BYE = b".", b"!"
+OTHER_PORTS = "give mlx.launch another --starting-port"
 GO_ON = "What was saved last is whole: start the same command again on all hosts to go on from it"
 
 
@@ -204,7 +214,7 @@ class Waiting:
         if self.meeting.wait - left > 2:
             if self.bar is None:
                 self.bar = tqdm(desc=self.what, bar_format="{desc}{postfix}", leave=False, file=sys.stderr)
-            self.bar.set_postfix_str(f"{left:.0f} s left")
+            self.bar.set_postfix_str(f"{max(left, 0):.0f} s left")
         return left
 
     def __enter__(self) -> "Waiting":
@@ -228,8 +238,21 @@ def receive(link: socket.socket, wait: float) -> dict:
         data += part
         if not part or len(data) > LONGEST:
             raise ConnectionError("a host hung up before it had said what it holds")
-    found = json.loads(data)
+    try:
+        found = json.loads(data)
+    except ValueError as e:
+        raise ConnectionError(f"what answers there is no host of AGP; {OTHER_PORTS}") from e
     return found if isinstance(found, dict) else {}
+
+
+def opened(address: tuple[str, int]) -> socket.socket:
+    try:
+        return socket.create_server(address)
+    except OSError as e:
+        raise ConnectionError(
+            f"hosts cannot meet at {address[0]}:{address[1]}: {e.strerror}. Something else may be using the port, an "
+            f"earlier run that hangs or a second host of this rank: end it, or {OTHER_PORTS}"
+        ) from e
 
 
 @contextmanager
@@ -243,16 +266,39 @@ def joined(hosts: Hosts | None, holds: Mapping[str, Any], wait: float = 120) -> 
         return
     with Meeting(hosts, wait) as meeting:
         whole = meeting.all_said(json.loads(json.dumps(holds)))
+        refused(whole)
         if wrong := [line for rank, one in enumerate(whole) for line in unlike(rank, whole[0], one)]:
             raise ValueError(f"the hosts do not hold the same: {'; '.join(wrong)}")
         faulthandler.dump_traceback_later(wait, exit=True)  # of a host lost right now: `init` lets no Python thread run
         try:
             group = mx.distributed.init(strict=True, backend="ring")
+        except RuntimeError as e:
+            raise ConnectionError(
+                f"the ring of hosts could not be made: {e}. Something else may be using one of its ports: end it, or "
+                f"{OTHER_PORTS}"
+            ) from e
         finally:
             faulthandler.cancel_dump_traceback_later()
         meeting.watch()
         yield group
         meeting.leave()
+
+
+@contextmanager
+def announced(hosts: Hosts | None, wait: float) -> Iterator[None]:
+    """Tell the others when this host cannot begin: they would wait for it, and think it lost."""
+    try:
+        yield
+    except (ValueError, OSError) as e:
+        if hosts is not None:
+            with suppress(OSError), Meeting(hosts, wait) as meeting:
+                meeting.all_said({"refuses": str(e)})
+        raise
+
+
+def refused(whole: list[dict]) -> None:
+    if why := [f"host {rank} cannot begin: {said['refuses']}" for rank, said in enumerate(whole) if "refuses" in said]:
+        raise ValueError("; ".join(why))
 
 
 def unlike(rank: int, first: Any, other: Any) -> list[str]:

@@ -31,5 +31,6 @@ def step_bytes(config: Config, rows: int, length: int, trained: int, packed: boo
         "scores": attended,
     }
     block = sum(factor * widths[name] for name, factor in BLOCK.items())
+    largest = config.vocab_size * config.hidden_size  # of the packed arrays
     head = (LOGITS_PACKED if packed else LOGITS) * CHUNK * config.vocab_size
-    return FLOAT * (kept + max(block, head) + (PIECES * PIECE if packed else 0))
+    return FLOAT * (kept + max(block, head) + (PIECES * min(PIECE, largest) if packed else 0))

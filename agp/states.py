@@ -33,22 +33,13 @@ class State:
     @classmethod
     def load(cls, out: Path, model: Any, optimizer: Any, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> Self:
         """Put what `out` holds into model and optimizer; a fresh state where it holds none."""
-        made_with = json.loads(json.dumps({"config": config, "inputs": inputs}))
         for left in out.glob(".*.part*"):  # of a write that a kill cut short
             left.unlink()
         path = out / STATE
         if not path.exists():
-            return cls(made_with)
-        arrays, about = read(path)
-        try:
-            kept = json.loads(about["agp"])
-        except (KeyError, ValueError) as e:
-            raise ValueError(f"{path} is no state of a run; give another folder") from e
-        others = [f"{at} = {was!r}, asked for is {now!r}" for at, was, now in differences(kept["made_with"], made_with)]
-        if others:
-            raise ValueError(
-                f"{out} holds a run made with {'; '.join(others)}. Ask as it was made, or give another folder"
-            )
+            return cls(asked(config, inputs))
+        kept = made_with(path, config, inputs)
+        arrays, _ = read(path)
         wanted = flat(model, optimizer)
         fitting(path, arrays, wanted)
         put(arrays, model, optimizer)
@@ -83,6 +74,41 @@ class State:
         kept = {"made_with": self.made_with, **self.kept()}
         write_safetensors(out / STATE, flat(model, optimizer), {"agp": json.dumps(kept)})
         self.saved = self.step
+
+
+def asked(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps({"config": config, "inputs": inputs}))
+
+
+def made_with(path: Path, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a state says of itself, if it was made with the same."""
+    try:
+        kept = json.loads(read(path)[1]["agp"])
+    except (KeyError, ValueError) as e:
+        if "cannot go on" in str(e):
+            raise
+        raise ValueError(f"{path} is no state of a run; give another folder") from e
+    others = [
+        f"{setting(at)} = {brief(was)}, asked for is {brief(now)}"
+        for at, was, now in differences(kept["made_with"], asked(config, inputs))
+    ]
+    if others:
+        raise ValueError(
+            f"{path.parent} holds a run made with {'; '.join(others)}. Ask as it was made, or give another folder"
+        )
+    return kept
+
+
+def setting(at: str) -> str:
+    """As it is called where it is given."""
+    for stored, said in (("inputs.settings.", ""), ("inputs.", ""), ("config.", "fit.")):
+        if at.startswith(stored):
+            return said + at.removeprefix(stored)
+    return at
+
+
+def brief(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
 
 
 def flat(model: Any, optimizer: Any) -> dict[str, mx.array]:

@@ -13,6 +13,7 @@ SETS = {
     "mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
     "o_proj": ("self_attn.o_proj",),
 }
+SHAPE = 'a JSON file of ranks by path, {"layers.0.mlp.up_proj": 4, "layers.1.mlp.up_proj": null} (null: as `rank` says)'
 SCALES = {  # by what alpha is divided, given a rank
     "lora": lambda rank: rank,
     "dora": lambda rank: rank,
@@ -62,9 +63,12 @@ def named(model: Decoder, name: str, rank: int) -> dict[str, int]:
 
 def listed(path: Path, rank: int) -> dict[str, int]:
     """From a file such as `{"layers.0.mlp.up_proj": 4, "layers.1.mlp.up_proj": null}`: null is the rank given."""
-    if not path.exists():
-        raise ValueError(f"targets are {path}; one of {', '.join(SETS)}, or a file of paths, is needed")
-    given = read_json(path)
+    if not path.is_file():
+        raise ValueError(f"targets are {str(path)!r}; one of {', '.join(SETS)}, or {SHAPE}, is needed")
+    try:
+        given = read_json(path)
+    except ValueError as e:
+        raise ValueError(f"{e}; {SHAPE} is needed") from e
     if wrong := [name for name, r in given.items() if r is not None and type(r) is not int]:
-        raise ValueError(f"{path} holds no rank for {some(wrong)}; a whole number or null is needed")
+        raise ValueError(f"{path} holds no rank for {some(wrong)}; {SHAPE} is needed")
     return {name: rank if r is None else r for name, r in given.items()}

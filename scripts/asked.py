@@ -1,6 +1,14 @@
 """What several verbs read from the command line alike."""
 
+from argparse import ArgumentTypeError
 from pathlib import Path
+
+
+def some_path(given: str) -> Path:
+    """A shell variable that is not set would be the folder one is in."""
+    if not given.strip():
+        raise ArgumentTypeError("a folder is needed, and this is empty")
+    return Path(given)
 
 
 def all_named(given: list[str]) -> dict[str, str]:

@@ -26,7 +26,7 @@ def run(args) -> int:
         names = sorted({entry.name.partition(".")[0] for entry in known})
         raise ValueError(f"no figure begins with {args.only!r}; they begin with {', '.join(names)}")
     print(table(found))
-    return int(args.check and any(entry.verdict == "missed" for entry in found))
+    return int(args.check and (not found or any(entry.verdict == "missed" for entry in found)))
 
 
 def collect(folder: Path) -> list[Entry]:
@@ -50,6 +50,8 @@ def collect(folder: Path) -> list[Entry]:
 def read(path: Path) -> dict[str, dict]:
     try:
         found = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("figures", {}), dict):

@@ -4,11 +4,11 @@ agp fuse --model google/gemma-4-E2B-it --adapter runs/notes/adapter --out fused
 agp fuse --model mlx-community/gemma-4-e2b-it-4bit --adapter runs/notes/adapter --out fused --dequantize
 
 The sum is computed in float32 and stored as the base is. Weights of few bits may be too coarse to hold the adapter's
-change: such layers are refused, or stored in 16 bits with --dequantize. What rounding took is printed.
+change: then nothing is written, and --dequantize stores the layers in 16 bits. Even those may be too coarse for an
+adapter that was hardly trained; it is better kept apart. What rounding took is printed.
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -17,12 +17,13 @@ from agp import adapter_files
 from agp.adapters import adapted, attach
 from agp.artifacts import unwritable
 from agp.fuse import fuse, write
+from scripts.asked import some_path
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("--model", required=True, metavar="PATH", help="the base: a checkpoint folder or a Hub id")
     parser.add_argument("--adapter", required=True, metavar="DIR", help="what `agp train` made, PEFT or mlx-lm")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+    parser.add_argument("--out", required=True, type=some_path, metavar="DIR", help="a new folder")
     parser.add_argument("--dequantize", action="store_true", help="store adapted layers in 16 bits")
 
 

@@ -4,8 +4,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from agp.artifacts import unwritable, write_json
-from agp.hosts import joined, told
+from agp.artifacts import alone, unwritable, write_json
+from agp.hosts import announced, joined, told
 from agp.overrides import from_file, override
 from curricula import recipes, runner
 from curricula.recipes import Recipe
@@ -27,11 +27,12 @@ def run(args, name: str) -> int:
         return preview(stages, root)
     past = None if args.past_gate is None else runner.Past(args.past_gate, args.why)
     hosts = told()
-    if args.again:
-        runner.aside(stages, root, args.again)
-    settings = {stage.name: runner.made_of(stage, {}) for stage in stages}
-    with joined(hosts, {"recipe": name, "settings": settings}, args.wait) as group:
-        first = group is None or not group.rank()
+    with announced(hosts, args.wait):
+        settings = {stage.name: runner.made_of(stage, {}) for stage in stages}
+    first = hosts is None or not hosts.rank
+    with joined(hosts, {"recipe": name, "settings": settings}, args.wait) as group, alone(root):
+        if args.again:
+            runner.aside(stages, root, args.again)
         write_json(root / ABOUT, {"recipe": name, "stages": [stage.name for stage in stages]})
         say = print if first else lambda text: None
         runner.run(stages, root, group=group, until=args.until, past=past, say=say)

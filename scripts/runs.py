@@ -9,11 +9,12 @@ import json
 from pathlib import Path
 
 from curricula import runner
+from scripts.asked import some_path
 from scripts.recipe import ABOUT
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--folder", type=Path, default=Path("runs"), metavar="DIR", help="default: runs/")
+    parser.add_argument("--folder", type=some_path, default=Path("runs"), metavar="DIR", help="default: runs/")
     parser.add_argument("--check", action="store_true", help="read all files and compare their digests")
 
 

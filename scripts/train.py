@@ -13,6 +13,7 @@ agp train domain --model google/gemma-4-E2B-it --data owner/name columns.prompt=
 
 A folder of data holds train.jsonl and, if you have them, valid.jsonl and test.jsonl, with rows in one of three layouts:
 {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}. The same command again goes on where it ended.
+targets= is all, attention, mlp, o_proj, or a JSON file of ranks by path: {"layers.0.mlp.up_proj": 4}.
 Under mlx.launch all hosts train as one: docs/two-macs.md.
 """
 
@@ -20,6 +21,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, fields, is_dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -30,9 +32,10 @@ import mlx.nn as nn
 from tqdm import tqdm
 
 from agp.adapters import adapted, trainable
-from agp.artifacts import unwritable, version
-from agp.hosts import joined, told
+from agp.artifacts import alone, unwritable, version
+from agp.hosts import announced, joined, told
 from agp.language import look_up, loss
+from agp.memory import available
 from agp.models import gemma4
 from agp.models.load import DTYPES, TABLES
 from agp.overrides import from_file, override
@@ -43,7 +46,7 @@ from agp.supervise import Example
 from curricula import recipes
 from curricula.stages import domain
 from scripts import recipe
-from scripts.asked import all_named
+from scripts.asked import all_named, some_path
 
 
 def add_arguments(parser) -> None:
@@ -58,7 +61,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--data", action="append", default=[], metavar="[NAME=]DIR", help="a folder of rows, or a Hub id; repeatable"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the run is kept (default: runs/domain)")
+    parser.add_argument("--out", type=some_path, metavar="DIR", help="where the run is kept (default: runs/WHAT)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of settings")
     parser.add_argument("--dtype", choices=DTYPES, help="default: as stored; on a CPU float32, the fastest there")
     parser.add_argument(
@@ -115,19 +118,24 @@ def adapt(args) -> int:
     out = args.out or Path("runs/domain")
     if wrong := unwritable(out):
         raise ValueError(f"--out {out}: {wrong}")
-    if not args.wait > 0:
-        raise ValueError(f"--wait is {args.wait}; seconds above 0 are needed")
-    hosts = told()
+    if not 0 < args.wait < 1e6:
+        raise ValueError(f"--wait is {args.wait}; seconds above 0, and fewer than a million, are needed")
+    hosts = None if args.dry_run else told()
     size, first = (hosts.size, not hosts.rank) if hosts else (1, True)
-    job = domain.prepared(config, size)
+    with announced(hosts, args.wait):
+        job = domain.prepared(config, size)
+        domain.resumable(config, job, out, size)
     for note in job.notes if first else ():
         print(note, file=sys.stderr)
     if args.dry_run:
         if first:
             preview(config, job)
         return 0
+    if first and (why := too_large(config, job)):
+        print(f"agp: {why}", file=sys.stderr)
     held = {**domain.holds(config, job, size), "fit": asdict(config.fit), "versions": versions()}
-    with joined(hosts, held, args.wait) as group, Bar(config.fit.steps, hidden=not first) as bar:
+    own = alone(out) if first else nullcontext()
+    with joined(hosts, held, args.wait) as group, own, Bar(config.fit.steps, hidden=not first) as bar:
         report = domain.train(config, job, out, bar.show, group)
     if report.ended == "interrupted":
         print(f"stopped and saved after step {report.step} in {out}; the same command goes on", file=sys.stderr)
@@ -183,23 +191,40 @@ def preview(config: domain.Config, job: domain.Job) -> None:
         tokens = sum(len(e.ids) for e in found)
         told = f"{len(found)} rows, {tokens:,} tokens, {learned:,} of them learned"
         print(f"{name}: {told}; {len(job.held[name])} rows to measure on")
-    if isinstance(model.config, gemma4.Config):
-        peak = estimated(model, config) / 1e9
-        print(f"estimated peak: {peak:.2f} GB, with {config.rows} rows of {config.length} tokens")
-    for example in [e for found in job.train.values() for e in found][:3]:
+    shares = {name: config.weights.get(name, 1.0) for name in job.train}
+    if len(shares) > 1:
+        drawn_from = (f"{name} {share / sum(shares.values()):.0%}" for name, share in shares.items())
+        print(f"drawn from: {', '.join(drawn_from)}")
+    turns = [found[at : at + 1] for at in range(3) for found in job.train.values()]  # of each source, then again
+    for example in [e for turn in turns for e in turn][:3]:
         print(f"\n{example.place}, learned between >>> and <<<:\n{marked(example, job.loaded.tokenizer)}")
+    if why := too_large(config, job):
+        print(f"\n{why}; so none is tried here")
+        return
     batch = look_up(model, assemble(drawn(job.mixture, config.rows, 1)(1, 0)))
     mx.reset_peak_memory()
     seconds = timed(model, batch)
     whole = seconds * config.fit.steps * config.fit.accumulate
     print(f"\none micro-batch takes {seconds:.1f} s and {mx.get_peak_memory() / 1e9:.2f} GB at its peak")
-    print(f"{config.fit.steps} steps of {config.fit.accumulate}: about {whole / 60:.0f} minutes")
+    told = f"{whole / 60:.0f} minutes" if whole >= 90 else f"{whole:.0f} s"
+    print(f"{config.fit.steps} steps of {config.fit.accumulate}: about {told}")
 
 
-def estimated(model, config: domain.Config) -> float:
-    """Bytes: what is held now, two moments of each trained number, and the step."""
-    learned, length = trainable(model), min(config.length, model.config.max_position_embeddings)
-    packed = bool(quantized_paths(model))
+def too_large(config: domain.Config, job: domain.Job) -> str | None:
+    """Said of Gemma 4, whose peak can be estimated."""
+    model = job.loaded.model
+    if not isinstance(model.config, gemma4.Config) or (needed := estimated(model, config, job)) <= available():
+        return None
+    return (
+        f"a step would take about {needed / 1e9:.1f} GB, and {available() / 1e9:.1f} GB are there: fewer rows (now "
+        f"{config.rows}), a smaller length (now {config.length}) or --quantize need less"
+    )
+
+
+def estimated(model, config: domain.Config, job: domain.Job) -> float:
+    """Bytes: what is held now, two moments of each trained number, and the step with the longest rows."""
+    learned, packed = trainable(model), bool(quantized_paths(model))
+    length = max(sum(len(e.ids) for e in row) for stream in job.mixture.streams for row in stream.all_rows())
     return mx.get_active_memory() + 8 * learned + step_bytes(model.config, config.rows, length, learned, packed)
 
 

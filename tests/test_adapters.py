@@ -144,7 +144,7 @@ WRONG = {
     "no scale": (lambda m: Adapter(parts={"layers.0.mlp.up_proj": Part(2, 0.0)}), "scale 0.0"),
     "a dropout of all": (lambda m: design(m, "mlp", dropout=1.0), "dropout is 1.0"),
     "an unknown kind": (lambda m: design(m, "mlp", kind="qlora"), "kind is 'qlora'; one of lora, dora, rslora"),
-    "an unknown set": (lambda m: design(m, "mpl"), "one of all, attention, mlp, o_proj, or a file"),
+    "an unknown set": (lambda m: design(m, "mpl"), "one of all, attention, mlp, o_proj, or a JSON file of ranks"),
     "more blocks than there are": (lambda m: design(m, "mlp", last=7), "last is 7; this model has 6"),
 }
 

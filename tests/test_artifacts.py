@@ -53,6 +53,41 @@ def test_a_write_replaces_and_leaves_nothing_behind(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+FULL = """
+import resource, signal
+import mlx.core as mx
+from agp.artifacts import write_bytes, write_safetensors
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+write_safetensors("kept.safetensors", {"a": mx.zeros(10)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for write in (lambda: write_safetensors("kept.safetensors", {"a": mx.zeros(100_000)}),
+              lambda: write_bytes("b", b"x" * 1_000_000)):
+    try:
+        write()
+    except OSError as e:
+        print(e)
+"""
+
+
+def test_where_no_more_can_be_written_it_says_so_and_nothing_is_lost(tmp_path):
+    env = os.environ | {"PYTHONPATH": str(artifacts.ROOT)}
+    done = subprocess.run([sys.executable, "-c", FULL], cwd=tmp_path, env=env, capture_output=True, text=True)
+    first, second = done.stdout.splitlines()
+    assert "kept.safetensors could not be written" in first and "MB are free there" in first
+    assert "b could not be written: File too large" in second
+    assert {path.name for path in tmp_path.iterdir()} == {"kept.safetensors"}
+    assert (tmp_path / "kept.safetensors").stat().st_size < 1000
+
+
+def test_a_folder_is_used_by_one_at_a_time(tmp_path):
+    with artifacts.alone(tmp_path / "run"):
+        with pytest.raises(ValueError, match="another run is using .*run; wait for it, or give another folder"):
+            with artifacts.alone(tmp_path / "run"):
+                pass
+    with artifacts.alone(tmp_path / "run"):
+        pass
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x"
     write_bytes(path, b"old")

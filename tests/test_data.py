@@ -1,6 +1,7 @@
 """Rows of every layout are understood, every fault is named by file and line, and nothing measured is trained on."""
 
 import json
+import os
 
 import pytest
 
@@ -50,7 +51,10 @@ FAULTS = {
     "an unknown role": ({"messages": [{"role": "bot", "content": "x"}]}, "turn 1 is {'role': 'bot'"),
     "an empty turn": ({"messages": [{"role": "user", "content": ""}]}, "the content of turn 1 is ''"),
     "no assistant": ({"messages": [{"role": "user", "content": "x"}]}, "no turn is the assistant's"),
-    "another layout": ({"text": "x"}, "layouts are mixed: 2 rows of prompt, 1 rows of text"),
+    "another layout": (
+        {"text": "x"},
+        "layouts are mixed: 2 rows of prompt (first train.jsonl:1), 1 rows of text (first train.jsonl:2)",
+    ),
     "notes that are none": (PROMPT | {"notes": "x"}, "notes are 'x'; a list of texts"),
     "half a character": ({"prompt": "a\ud800b", "completion": "c"}, "train.jsonl:2: 'utf-8' codec"),
     "a document that is none": (PROMPT | {"document": 3}, "document is 3"),
@@ -79,10 +83,18 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
 
 def test_a_folder_without_rows_says_what_is_there(tmp_path):
     (tmp_path / "data.json").touch()
-    with pytest.raises(ValueError, match=r"no train.jsonl \(\['data.json'\]\)"):
+    with pytest.raises(ValueError, match=r"no train.jsonl, it holds \['data.json'\]"):
         read(tmp_path)
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(ValueError, match="nowhere is no folder here"):
         read(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="data.json is a file, and the folder that holds train.jsonl is needed"):
+        read(tmp_path / "data.json")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no train.jsonl, it is empty"):
+        read(tmp_path / "empty")
+    os.mkfifo(tmp_path / "train.jsonl")  # to open it would be to wait for ever
+    with pytest.raises(ValueError, match="train.jsonl is no plain file"):
+        read(tmp_path)
 
 
 def test_what_is_measured_must_not_be_trained_on(tmp_path):

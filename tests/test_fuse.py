@@ -99,7 +99,7 @@ def test_sixteen_bits_can_swallow_a_change_too():
     model = toy("gemma4")
     model.set_dtype(mx.bfloat16)
     adapt(model, size=1e-3, targets="mlp")
-    with pytest.raises(ValueError, match="Keep the adapter apart, or fuse into float32"):
+    with pytest.raises(ValueError, match="Keep the adapter apart$"):
         fuse(model)
 
 

@@ -71,10 +71,62 @@ def test_what_mlx_launch_says_must_make_sense(at, tmp_path):
         at(tmp_path / "nowhere", 0)
 
 
+def test_half_of_what_mlx_launch_says_is_no_host_alone(monkeypatch, tmp_path):
+    """A shell that lost one of two variables would train by itself, on half of each batch."""
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.delenv("MLX_HOSTFILE", raising=False)
+    with pytest.raises(ValueError, match="MLX_RANK is set and MLX_HOSTFILE is not: unset it"):
+        told()
+    monkeypatch.setenv("MLX_HOSTFILE", str(host_file(tmp_path)))
+    monkeypatch.delenv("MLX_RANK")
+    with pytest.raises(ValueError, match="MLX_HOSTFILE is set and MLX_RANK is not"):
+        told()
+
+
+def test_a_list_of_one_host_is_a_host_alone(at, tmp_path):
+    (tmp_path / "hosts").write_text('[["127.0.0.1:5000"]]')
+    assert at(tmp_path / "hosts", 0) is None
+
+
+@pytest.mark.parametrize("port", [-5, 0, 65_535, 80_000])
+def test_a_port_that_is_none_is_refused(port, at, tmp_path):
+    (tmp_path / "hosts").write_text(json.dumps([["127.0.0.1:5000"], [f"127.0.0.1:{port}"]]))
+    with pytest.raises(ValueError, match=f"port {port} cannot be used; those from 1 to 65534 can"):
+        at(tmp_path / "hosts", 0)
+
+
+def test_a_meeting_place_that_is_taken_is_said(tmp_path):
+    file = host_file(tmp_path)
+    port = int(json.loads(file.read_text())[-1][0].rpartition(":")[2]) + 1
+    with socket.create_server(("127.0.0.1", port)):
+        code, said = ended(start(["-c", TWO], 0, file))
+    assert code != 0 and f"hosts cannot meet at 127.0.0.1:{port}: Address already in use" in said
+
+
+REFUSES = """
+from agp.hosts import announced, joined, told
+hosts = told()
+with announced(hosts, 20):
+    if hosts.rank == {rank}:
+        raise ValueError("my rows are broken")
+with joined(hosts, {{}}, 20):
+    print("all have begun")
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_host_that_cannot_begin_tells_the_others(rank, tmp_path):
+    file = host_file(tmp_path)
+    runs = [start(["-c", REFUSES.format(rank=rank)], r, file) for r in range(2)]
+    said = [ended(run)[1] for run in runs]
+    assert "ValueError: my rows are broken" in said[rank]
+    assert f"host {rank} cannot begin: my rows are broken" in said[1 - rank] and "all have begun" not in "".join(said)
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '[["here"]]', "[[]]", '{"a": 1}', '[["a:1"], null]'])
 def test_a_list_of_hosts_that_is_none_is_refused(text, at, tmp_path):
     (tmp_path / "hosts").write_text(text)
-    with pytest.raises(ValueError, match="which is no list of addresses"):
+    with pytest.raises(ValueError, match="which is no list such as"):
         at(tmp_path / "hosts", 0)
 
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 import agp
 from agp import adapter_files, data
-from agp.adapters import attach, current
+from agp.adapters import adapted, attach, current
 from agp.features import Prefix, lowest
 from agp.fingerprint import fingerprint
 from agp.hosts import added
@@ -21,9 +21,9 @@ from agp.losses import Sums
 from agp.models.load import Loaded
 from agp.models.tensors import some
 from agp.packing import Mixture, Row, Stream, assemble, drawn
-from agp.states import read_best
+from agp.states import STATE, made_with, read_best
 from agp.supervise import Example, prepare
-from agp.targets import design
+from agp.targets import SETS, design
 from agp.train import FitConfig, Report, fit
 
 ADAPTER, PREFIX = "adapter", "prefix"
@@ -88,14 +88,20 @@ def prepared(config: Config, size: int = 1) -> Job:
             into[name], said = prepare(source.splits.get(split, []), tokenizer, limit, config.cut)
             notes += [f"{name}, {split}: {note}" for note in said]
     if empty := [name for name, found in train.items() if not found]:
-        raise ValueError(f"nothing is left to train on in {', '.join(empty)}: " + "; ".join(notes))
+        about = [note for note in notes if note.startswith(tuple(f"{name}, train" for name in empty))]
+        raise ValueError(f"nothing is left to train on in {', '.join(empty)}: " + "; ".join(about))
     held = {
         name: [[e] for e in sorted(found[: config.held_rows], key=lambda e: len(e.ids))] for name, found in held.items()
     }
     weights = fingerprint(loaded.model)
     mx.random.seed(config.fit.seed)
-    targets = {"last": config.last, "rank": config.rank, "alpha": config.alpha, "kind": config.kind}
+    targets: dict[str, Any] = {"last": config.last, "rank": config.rank, "alpha": config.alpha, "kind": config.kind}
     attach(loaded.model, design(loaded.model, config.targets, dropout=config.dropout, **targets))
+    small = sum(part.rank < config.rank for part in adapted(loaded.model).values())
+    if small and config.targets in SETS:
+        notes.append(f"rank {config.rank} is more than {small} linears can have; theirs is the most they can")
+    if config.fit.patience is not None and not any(held.values()):
+        raise ValueError("fit.patience waits for a better held-out loss, and nothing is held out; give a valid.jsonl")
     together, seed = config.rows * size, config.fit.seed
     streams = {name: Stream(found, limit, config.packed, together, seed) for name, found in train.items()}
     shares = {name: config.weights.get(name, 1.0) for name in train}
@@ -111,7 +117,10 @@ def faults(config: Config) -> list[str]:
     wrong = [] if config.model else ["model is missing: a checkpoint folder or a Hub id"]
     wrong += [] if config.data else ["data is missing: a folder with train.jsonl"]
     if odd := [name for name in config.data if not NAME.fullmatch(name) or name == "loss"]:
-        wrong.append(f"a source cannot be called {', '.join(map(repr, odd))}: letters, digits, - and _, and not 'loss'")
+        wrong.append(
+            f"a source cannot be called {', '.join(map(repr, odd))}: letters, digits, - and _, and not 'loss'; "
+            "--data NAME=DIR gives another name"
+        )
     if strange := sorted(config.weights.keys() - config.data.keys()):
         wrong.append(f"weights name {', '.join(strange)}; the sources are {', '.join(config.data)}")
     if strange := sorted(config.columns.keys() - set().union(*data.LAYOUTS.values(), data.MORE)):
@@ -140,6 +149,14 @@ def holds(config: Config, job: Job, size: int = 1) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(config).items() if name not in places}
     found = {name: source.digest for name, source in job.sources.items()}
     return {"data": found, "weights": job.weights, "settings": settings, "hosts": size}
+
+
+def resumable(config: Config, job: Job, out: Path, size: int = 1) -> None:
+    """Whether `out` is new, or holds a run of the same: said before anything is begun."""
+    if (out / ADAPTER).exists() and not (out / STATE).exists():
+        raise ValueError(f"{out} holds an adapter and no run that made it; give another folder, or it would be lost")
+    if (out / STATE).exists():
+        made_with(out / STATE, config.fit.decides(), holds(config, job, size))
 
 
 def train(config: Config, job: Job, out: Path, watch: Callable[[dict], None], group: Any = None) -> Report:

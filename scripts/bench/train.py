@@ -55,8 +55,10 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    if args.pairs < 2 or args.rows < 1 or args.batches < 1 or args.length < 32:
-        raise ValueError("at least 2 pairs, 1 row, 1 batch and 32 tokens are needed")
+    least = {"pairs": 2, "rows": 1, "batches": 1, "length": 32, "vocabulary": 16}
+    given = {name: getattr(args, name) for name in least}
+    if wrong := [f"--{name} is {given[name]}; {m} or more is needed" for name, m in least.items() if given[name] < m]:
+        raise ValueError("; ".join(wrong))
     with tempfile.TemporaryDirectory(prefix="agp-train-") as name:
         folder = Path(name)
         write_model(folder, args.vocabulary)

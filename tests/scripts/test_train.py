@@ -1,6 +1,7 @@
 """`agp train domain` as a user runs it: a dry run, a run, an interruption, and the adapter in mlx-lm's hands."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import mlx.core as mx
 import pytest
 
 from agp.adapter_files import load
+from agp.artifacts import alone
 from agp.states import STATE
 from scripts import cli
 from tests.launch import training
@@ -35,7 +37,6 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(notes, tmp_path
     shown = capsys.readouterr()
     assert "lora on 94 linears, 296,448 trained parameters" in shown.out
     assert "<|turn>model\n>>>zib 0 0<turn|>\n<<<" in shown.out
-    assert "estimated peak: 0." in shown.out and "GB, with 4 rows of 64 tokens" in shown.out
     assert "no valid.jsonl" in shown.err and "about" in shown.out
     assert not (tmp_path / "run").exists()
 
@@ -78,7 +79,7 @@ def test_interrupted_and_started_again_it_ends_in_the_same_weights(notes, tmp_pa
 WRONG = {
     "no model": (["--data", "{notes}"], "model is missing"),
     "no data": (["--model", str(MODEL)], "data is missing"),
-    "no such folder": (["--model", str(MODEL), "--data", "nowhere"], "nowhere has no train.jsonl"),
+    "no such folder": (["--model", str(MODEL), "--data", "nowhere"], "nowhere is no folder here"),
     "no such setting": (["--model", str(MODEL), "--data", "{notes}", "ranks=3"], "no setting ranks"),
     "no such set": (["--model", str(MODEL), "--data", "{notes}", "targets=all-linear"], "one of all, attention"),
     "two sources of one name": (
@@ -97,6 +98,15 @@ WRONG = {
         ["--model", str(MODEL), "--data", "{notes}", "columns.prompt=question"],
         "all sources are folders here",
     ),
+    "an endless wait": (["--model", str(MODEL), "--data", "{notes}", "--wait", "inf"], "--wait is inf"),
+    "patience for nothing": (
+        ["--model", str(MODEL), "--data", "one={one}", "fit.patience=2"],
+        "fit.patience waits for a better held-out loss, and nothing is held out",
+    ),
+    "nothing to learn": (
+        ["--model", str(MODEL), "--data", "n={notes}", "length=1"],
+        "train on in n: n, train: 53 rows have more than 1 token",
+    ),
     "no time to wait": (["--model", str(MODEL), "--data", "{notes}", "--wait", "-5"], "--wait is -5"),
     "a weight for nothing": (["--model", str(MODEL), "--data", "{notes}", "weights.x=2"], "weights name x"),
 }
@@ -105,7 +115,9 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_the_user_can_mend_is_one_line(name, notes, tmp_path, capsys):
     words, said = WRONG[name]
-    words = [word.format(notes=notes) for word in words]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/train.jsonl").write_text('{"text": "one document"}')
+    words = [word.format(notes=notes, one=tmp_path / "one") for word in words]
     assert cli.main(["train", "domain", "--out", str(tmp_path / "run"), *words]) == 2
     error = capsys.readouterr().err
     assert said in error and error.strip().splitlines()[-1].startswith("agp train: ")
@@ -117,6 +129,30 @@ def test_out_must_be_a_folder_and_that_is_said_first(notes, tmp_path, capsys):
     for out in (tmp_path / "file", tmp_path / "file/run"):
         assert cli.main(["train", "domain", "--model", "nowhere", "--data", str(notes), "--out", str(out)]) == 2
         assert f"--out {out}: {tmp_path / 'file'} is a file" in capsys.readouterr().err
+
+
+def test_an_empty_out_is_not_the_folder_one_is_in(notes, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "domain", "--model", str(MODEL), "--data", str(notes), "--out", ""])
+    assert "a folder is needed, and this is empty" in capsys.readouterr().err
+
+
+def test_an_adapter_without_its_run_is_not_written_over(notes, tmp_path, capsys):
+    (tmp_path / "run/adapter").mkdir(parents=True)
+    assert cli.main(command(notes, tmp_path / "run")) == 2
+    assert "holds an adapter and no run that made it" in capsys.readouterr().err
+
+
+def test_two_runs_do_not_share_a_folder(notes, tmp_path, capsys):
+    with alone(tmp_path / "run"):
+        assert cli.main(command(notes, tmp_path / "run")) == 2
+    assert "another run is using" in capsys.readouterr().err
+
+
+def test_a_step_that_cannot_fit_is_not_tried(notes, tmp_path, capsys):
+    words = command(notes, tmp_path / "run", "rows=10000000")
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert re.search(r"a step would take about [\d.]+ GB, and [\d.]+ GB are there: fewer rows", capsys.readouterr().out)
 
 
 def test_where_nothing_is_gained_no_adapter_is_written(notes, tmp_path, capsys):
