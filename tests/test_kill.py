@@ -62,7 +62,7 @@ class Killed:
         for file in self.folder.glob(f"{name}-*/[!.]*.safetensors"):
             assert not read_header(file)[1], file
         self.finish(self.started(name))
-        assert not list(self.folder.glob(f"{name}-*/.*")), "what a kill cut short is cleared away"
+        assert not list(self.folder.glob(f"{name}-*/.*.part*")), "what a kill cut short is cleared away"
         found = self.left(name)
         return found.keys() == self.right.keys() and all(same(found[file], self.right[file]) for file in found)
 
