@@ -19,7 +19,9 @@ from curricula.features import halved
 Arrays = dict[str, np.ndarray]
 
 
-def observe(config: Any, loaded: Loaded, taps: Sequence[int], given: Sequence[Prompt], number: int) -> Arrays:
+def observe(
+    config: Any, loaded: Loaded, taps: Sequence[int], given: Sequence[Prompt], number: int, vital: bool
+) -> Arrays:
     """Those to which much is said stand together: a batch is as wide as its longest answer."""
     model, tokenizer = loaded.model, loaded.tokenizer
     assert tokenizer is not None
@@ -31,15 +33,21 @@ def observe(config: Any, loaded: Loaded, taps: Sequence[int], given: Sequence[Pr
     for at in range(0, len(order), config.together):
         some = order[at : at + config.together]
         key = mx.random.key(seeded(config.seed, number, at + 1))
-        of = batch(config, model, taps, [asked[i] for i in some], [said[i] for i in some], key)
+        of = batch(config, model, taps, [asked[i] for i in some], [said[i] for i in some], key if vital else None)
         parts.append({"row": np.array(some)} | of)
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {name: a.astype(np.int32) if a.dtype == np.int64 else a for name, a in whole.items()}
 
 
 def batch(
-    config: Any, model: Decoder, taps: Sequence[int], asked: list[Sequence[int]], said: list[list[int]], key: mx.array
+    config: Any,
+    model: Decoder,
+    taps: Sequence[int],
+    asked: list[Sequence[int]],
+    said: list[list[int]],
+    key: mx.array | None,
 ) -> Arrays:
+    """With a `key` for disturbances, vitality as well."""
     ids, pad = padded([[*before, *after[:-1]] for before, after in zip(asked, said, strict=True)])
     count = max(map(len, said))
     stream, states = observed(model, ids, pad, taps, count, ends(config))
@@ -52,27 +60,44 @@ def batch(
     final = flat(model.together(stream.hidden))
     lens = mx.stack([flat(model.together(state)) for state in states], axis=1)
     reading, taught = oracle.read(model, lens, final, config.keep)
-    tokens = mx.zeros(places.size, mx.int32)
-    tokens[at] = taught.ids[:, 0]
-    inputs, alive = tail(model.embed(ids).inputs, count), []
-    for tap, state, own in zip(taps, states, mx.random.split(key, len(taps)), strict=True):
-        here = stream._replace(hidden=state, inputs=inputs)
-        disturbed = {"sigma": config.sigma, "noises": config.noises, "omissions": config.omissions, "key": own}
-        alive.append(flat(oracle.vitality(model, here, tap, tokens.reshape(places.shape), **disturbed)))
     hidden, scale = halved(numbers(mx.stack([flat(state) for state in states], axis=1)))
     last, last_scale = halved(numbers(final))
     firsts = np.array([len(tokens) for tokens in asked])
-    return {
+    found = {
         "first": firsts,
         "length": firsts + [len(tokens) for tokens in said],
         "ids": np.concatenate([[*before, *after] for before, after in zip(asked, said, strict=True)]),
         **{"hidden": hidden, "scale": scale, "final": last, "final_scale": last_scale},
-        "vitality": numbers(mx.stack(alive, axis=1)),
         **{name: np.array(value) for name, value in reading._asdict().items()},
         "taught": np.array(taught.ids),
         "taught_logs": numbers(taught.logs).astype(np.float16),
         **lent(model, stream, np.array(pad), ids.shape[1]),
     }
+    if key is not None:
+        tokens = mx.zeros(places.size, mx.int32)
+        tokens[at] = taught.ids[:, 0]
+        here = stream._replace(inputs=tail(model.embed(ids).inputs, count))
+        alive = survived(config, model, here, taps, states, tokens.reshape(places.shape), key)
+        found["vitality"] = numbers(mx.stack([flat(of) for of in alive], axis=1))
+    return found
+
+
+def survived(
+    config: Any,
+    model: Decoder,
+    stream: Stream,
+    taps: Sequence[int],
+    states: list[mx.array],
+    tokens: mx.array,
+    key: mx.array,
+) -> list[mx.array]:
+    """Vitality at each tap."""
+    how = {"sigma": config.sigma, "noises": config.noises, "omissions": config.omissions}
+    keys = mx.random.split(key, len(taps))
+    return [
+        oracle.vitality(model, stream._replace(hidden=state), tap, tokens, key=own, **how)
+        for tap, state, own in zip(taps, states, keys, strict=True)
+    ]
 
 
 def observed(

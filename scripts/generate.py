@@ -1,6 +1,6 @@
 """Continue a prompt: the text streams to stdout, progress and speed go to stderr.
 
-agp generate --model agp/assets/tiny-gemma4 --prompt "def mean(values):" --max-tokens 60
+agp generate --model tiny-gemma4 --prompt "def mean(values):" --max-tokens 60
 git diff | agp generate --model google/gemma-4-E2B-it --chat --prompt - --temperature 0.7 --seed 3
 
 agp generate --model google/gemma-4-E2B-it --adapter runs/notes/adapter --chat --prompt "What did we decide?"

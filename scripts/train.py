@@ -6,8 +6,8 @@ agp train tiny --from domain domain.fit.steps=80
 agp train smoke --dry-run
 
 agp train domain --model google/gemma-4-E2B-it --quantize 4 --data notes/ --out runs/notes
-agp train domain --model agp/assets/tiny-gemma4 --data chat=a/ --data code=b/ --out runs/x kind=dora fit.steps=500
-agp train domain --model agp/assets/tiny-gemma4 --data notes/ --out runs/notes --dry-run
+agp train domain --model tiny-gemma4 --data chat=a/ --data code=b/ --out runs/x kind=dora fit.steps=500
+agp train domain --model tiny-gemma4 --data notes/ --out runs/notes --dry-run
 
 agp train domain --model google/gemma-4-E2B-it --data owner/name columns.prompt=question columns.completion=answer
 

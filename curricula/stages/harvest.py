@@ -40,8 +40,8 @@ class Config:
     shard: int = 128  # documents
     together: int = 32  # of them at once, once it is known how much is said to each
     keep: int = 64  # of the teacher's likeliest tokens
-    sigma: float = 0.3  # noise beside a state
-    noises: int = 3
+    sigma: float = 0.6  # noise beside a state
+    noises: int = 2
     omissions: int = 2
     compared: int = 64  # documents on which the base's states are held beside the teacher's
     seed: int = 0
@@ -119,7 +119,8 @@ def make(
         path.unlink()
     mine = [name for number, name in enumerate(parts) if number % size == rank and not (out / name).exists()]
     for name in tqdm(mine, desc="harvest", unit="shard", disable=bool(rank), file=sys.stderr):
-        write(out / name, observe(config, loaded, taps, parts[name], list(parts).index(name)))
+        vital = not name.startswith("calibrate-")  # thresholds ask for no vitality
+        write(out / name, observe(config, loaded, taps, parts[name], list(parts).index(name), vital))
         mx.clear_cache()
     exchange(group, [out / name for name in parts])
 

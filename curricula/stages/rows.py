@@ -45,7 +45,9 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
         for role, rows in roles.items():
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_bytes(out / source / f"{role}.jsonl", lines.encode())
-    return {"rows": {source: {role: len(rows) for role, rows in roles.items()} for source, roles in found.items()}}
+    counts = {source: {role: len(rows) for role, rows in roles.items()} for source, roles in found.items()}
+    theirs = [roles for source, roles in counts.items() if source != GENERAL]
+    return {"rows": counts} | {role: sum(roles.get(role, 0) for roles in theirs) for role in ROLES}
 
 
 def faults(config: Config) -> list[str]:
