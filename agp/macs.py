@@ -32,7 +32,8 @@ def macs(model: Decoder, context: int = 0) -> Macs:
             blocks[block] += area(linear)
         elif block < 0:
             inputs += area(linear)
-    for i, block in enumerate(model.layers):
+    layers: Any = model.layers
+    for i, block in enumerate(layers):
         seen = min(context, config.window(i) or context)
         blocks[i] += 2 * area(block.self_attn.q_proj) // config.hidden_size * seen
     return Macs(inputs, tuple(blocks), config.vocab_size * config.hidden_size)
