@@ -77,8 +77,8 @@ class Prefix:
             self.folder.mkdir(parents=True, exist_ok=True)
             if (free := shutil.disk_usage(self.folder).free) < self.size:
                 raise ValueError(
-                    f"the states of the frozen blocks take {self.size / 1e9:.1f} GB, and {self.folder} has "
-                    f"{free / 1e9:.1f} GB free: make room, choose another --out, or do without them (prefix=false)"
+                    f"the states of the frozen blocks take {self.size / 1e6:,.1f} MB, and {self.folder} has "
+                    f"{free / 1e6:,.1f} MB free: make room, choose another --out, or do without them (prefix=false)"
                 )
         self.states = mapped(self.folder / STATES, (self.size,))
         self.digests = mapped(self.folder / DIGESTS, (len(self.places), DIGEST))
