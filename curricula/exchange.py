@@ -19,7 +19,7 @@ def exchange(group: Any, paths: Sequence[Path]) -> None:
     sizes[rank] = [path.stat().st_size + 1 if path.exists() else 0 for path in paths]
     sizes = np.array(added(group, [mx.array(sizes)])[0])
     for number, path in enumerate(paths):
-        if sizes[:, number].all():
+        if sizes[:, number].all() or not sizes[:, number].any():
             continue
         owner = int(np.argmax(sizes[:, number] > 0))
         length = int(sizes[owner, number]) - 1

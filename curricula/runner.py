@@ -83,7 +83,8 @@ def run(
         out = root / stage.name
         key = made_of(stage, {name: made[name]["digest"] for name in stage.needs})
         manifest, places = whole(out, key), {name: getattr(stage.config, name) for name in stage.places}
-        if manifest is None or not everywhere(group, manifest):
+        there = everywhere(group, manifest)  # asked of all, whether it is here or not
+        if manifest is None or not there:
             manifest = finish(stage, key, root, group)
             say(f"{stage.name}: {took(out)}")
         else:
@@ -187,8 +188,7 @@ def damages(out: Path, manifest: Mapping[str, Any], thorough: bool = True) -> li
 
 def everywhere(group: Any, manifest: dict | None) -> bool:
     """Whether all hosts have the stage whole: a host that has helps those that have not."""
-    lacking = added(group, mx.array([float(manifest is None)]))
-    mx.eval(lacking)
+    (lacking,) = added(group, [mx.array([float(manifest is None)])])
     return not lacking.item()
 
 

@@ -125,7 +125,7 @@ def test_what_another_model_or_other_rows_left_is_not_read(tmp_path):
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("agp.features.shutil.disk_usage", lambda folder: type("Free", (), {"free": 100}))
-    with pytest.raises(ValueError, match="GB free: make room"):
+    with pytest.raises(ValueError, match="MB free: make room"):
         kept(adapted("gemma4"), tmp_path, some_rows())
     assert not list(Path(tmp_path).iterdir())
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from agp import adapter_files
 from agp.adapters import detach
 from agp.fingerprint import glance
 from agp.models.folder import find
@@ -17,6 +18,7 @@ from agp.models.load import Loaded
 from agp.stats import bootstrap_mean
 from agp.supervise import Example, prepare
 from curricula.ability import ability
+from curricula.exchange import exchange
 from curricula.stages import domain, rows
 
 PLACES = ("model", "revision", "table", "data")
@@ -43,6 +45,7 @@ def run(config: domain.Config, needs: Mapping[str, Path], out: Path, group: Any)
         report = domain.train(config, job, out, watch, group)
     if report.ended == "interrupted":
         raise KeyboardInterrupt
+    exchange(group, [out / domain.ADAPTER / name for name in (adapter_files.FILE, adapter_files.CONFIG)])
     shutil.rmtree(out / domain.PREFIX, ignore_errors=True)
     found = {name: prepared(of, job.loaded, config.length) for name, of in rows.read(folder, "test").items()}
     after = {name: ability(job.loaded.model, examples) for name, examples in found.items()}
