@@ -105,7 +105,7 @@ def write_safetensors(path: Path | str, arrays: dict[str, mx.array], about: dict
         try:
             mx.save_safetensors(str(part), arrays, about or {"format": "mlx"})
         except RuntimeError as e:
-            raise OSError(unwritten(Path(path), str(e))) from e
+            raise OSError(str(e)) from e  # `replacing` says the rest
 
 
 def write_json(path: Path | str, value: object) -> None:

@@ -82,11 +82,10 @@ def asked(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any
 
 def made_with(path: Path, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What a state says of itself, if it was made with the same."""
+    about = read(path)[1]
     try:
-        kept = json.loads(read(path)[1]["agp"])
+        kept = json.loads(about["agp"])
     except (KeyError, ValueError) as e:
-        if "cannot go on" in str(e):
-            raise
         raise ValueError(f"{path} is no state of a run; give another folder") from e
     others = [
         f"{setting(at)} = {brief(was)}, asked for is {brief(now)}"

@@ -7,12 +7,11 @@ import mlx.core as mx
 import numpy as np
 
 from agp.language import look_up, states
-from agp.losses import surprise
+from agp.losses import NO_CAP, surprise
 from agp.models.decoder import Decoder
 from agp.packing import assemble
 from agp.supervise import Example
 
-NO_CAP = 2.0**100
 ROWS = 16  # at once
 FEW = 128  # positions whose logits are there at once
 

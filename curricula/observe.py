@@ -12,6 +12,7 @@ from agp.layers import tail
 from agp.models.decoder import Decoder, Stream
 from agp.models.load import Loaded
 from agp.sites import Site, record
+from agp.train import drawn
 from curricula import oracle
 from curricula.documents import Prompt
 from curricula.features import halved
@@ -25,14 +26,14 @@ def observe(
     """Those to which much is said stand together: a batch is as wide as its longest answer."""
     model, tokenizer = loaded.model, loaded.tokenizer
     assert tokenizer is not None
-    sampler = make_sampler(config.temperature if given[0].drawn else 0.0, seed=seeded(config.seed, number))
+    sampler = make_sampler(config.temperature if given[0].drawn else 0.0, seed=drawn(config.seed, number))
     asked = [prompt.ids for prompt in given]
     said = continued(model, asked, max_tokens=config.answer, sampler=sampler, stop=tokenizer.eos_ids)
     order = sorted(range(len(given)), key=lambda i: (len(said[i]), len(asked[i]), i))
     parts = []
     for at in range(0, len(order), config.together):
         some = order[at : at + config.together]
-        key = mx.random.key(seeded(config.seed, number, at + 1))
+        key = mx.random.key(drawn(config.seed, number, at + 1))
         of = batch(config, model, taps, [asked[i] for i in some], [said[i] for i in some], key if vital else None)
         parts.append({"row": np.array(some)} | of)
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -135,7 +136,3 @@ def ends(config: Any) -> int:
 
 def numbers(x: mx.array) -> np.ndarray:
     return np.array(x.astype(mx.float32))
-
-
-def seeded(*given: int) -> int:
-    return int(np.random.SeedSequence(given).generate_state(1)[0])

@@ -1,6 +1,6 @@
 """Train: a whole curriculum by its recipe, or the domain adapter alone on your own rows.
 
-agp train                                   the recipe `tiny`, whole, on what is shipped
+agp train                                   the recipe `tiny`, on what is shipped
 agp train tiny --until harvest domain.rank=4
 agp train tiny --from domain domain.fit.steps=80
 agp train smoke --dry-run
@@ -75,7 +75,9 @@ def add_arguments(parser) -> None:
         metavar="SECONDS",
         help="for a host that does not come, or has gone silent (default: 120)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, on what, and how long")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be trained, on what, how long; of a recipe, its stages"
+    )
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage of the recipe")
     parser.add_argument(
         "--from", dest="again", metavar="STAGE", help="make it and what follows again; what is there is kept beside"

@@ -124,6 +124,13 @@ def test_vitality_counts_what_survives_each_omission(root, loaded, tmp_path):
             assert stored[features.begins[d] + k - first] == pytest.approx(np.mean(kept))
 
 
+@pytest.mark.parametrize("sigma, low, high", [(1e-6, 0.99, 1.0), (100.0, 0.0, 0.3)])
+def test_a_state_survives_noise_that_is_nothing_and_not_noise_that_drowns_it(sigma, low, high, root, tmp_path):
+    config = replace(recipes.smoke().harvest, sigma=sigma, noises=2, omissions=0, windows=(1, 1, 1, 1))
+    harvest.run(config, {"rows": root / "rows", "domain": root / "domain"}, tmp_path, None)
+    assert low <= Features(tmp_path, "test").whole("vitality").mean() <= high
+
+
 def test_no_document_has_two_roles(root):
     homes = {}
     for role in rows.ROLES:
