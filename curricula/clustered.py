@@ -40,7 +40,7 @@ def resampled(statistic, cluster: np.ndarray, seed: int = 0, count: int = RESAMP
 
 
 def coverage_area(score: np.ndarray, wrong: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """The area under risk against coverage: of all shares that could be accepted, surest first, the mean share wrong."""
+    """The area under risk against coverage: of all shares that could be accepted, surest first, the mean wrong."""
     order = np.argsort(-score, kind="stable")
     weights = np.ones(len(score)) if weights is None else weights.astype(float)
     w = weights[order]

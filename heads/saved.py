@@ -4,13 +4,15 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from agp.artifacts import write_json, write_safetensors
 from agp.models.tensors import read_header, shown, some
+
+H = TypeVar("H")
 
 FILE, CONFIG = "head.safetensors", "head.json"
 
@@ -22,7 +24,7 @@ def save(folder: Path, config: Any, head: Any) -> None:
     write_safetensors(folder / FILE, dict(arrays))
 
 
-def load[H](folder: Path, kind: Callable[..., Any], make: Callable[[Any], H]) -> H:
+def load(folder: Path, kind: Callable[..., Any], make: Callable[[Any], H]) -> H:
     """A `make(kind(...))` as it was saved, frozen."""
     config = settings(folder / CONFIG, kind)
     head: Any = make(config)
