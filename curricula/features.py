@@ -92,7 +92,7 @@ class Features:
         """N D: the teacher's last state, the one that the final norm is for."""
         return self.take("final", at).astype(np.float32) * self.take("final_scale", at)[:, None]
 
-    def together(self, documents: Sequence[int]) -> Together:
+    def together(self, documents: Sequence[int] | np.ndarray) -> Together:
         """Documents as one batch; what is empty on the left is zero."""
         lengths = [self.of(d, "length") - 1 for d in documents]  # the last token is no input
         counts = [self.of(d, "length") - self.of(d, "first") for d in documents]

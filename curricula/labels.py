@@ -60,11 +60,12 @@ def budget(taps: list[int], blocks: int) -> int:
 def routes(enough: np.ndarray, within: int, mended: np.ndarray | None = None) -> np.ndarray:
     """N T: what is best done at each tap, where `within` is the last tap of the local budget.
 
-    `mended` says of each position whether the depth module's state there is sufficient; before there is one, what it
-    might mend is `escalate` too.
+    `mended`, N T, says where the depth module's state is sufficient; leaving with that costs less than going on. Before
+    there is a module, what it would mend is `continue_local` or `escalate`.
     """
+    good = enough if mended is None else enough | mended
     later = np.zeros_like(enough)
     for tap in range(within):
-        later[:, tap] = enough[:, tap + 1 : within + 1].any(1)
-    rest = np.full(enough.shape, ESCALATE) if mended is None else np.where(mended, REVIVE, ESCALATE)[:, None]
-    return np.where(enough, ACCEPT, np.where(later, CONTINUE, rest))
+        later[:, tap] = good[:, tap + 1 : within + 1].any(1)
+    rest = np.where(later, CONTINUE, ESCALATE)
+    return np.where(enough, ACCEPT, np.where(good, REVIVE, rest))

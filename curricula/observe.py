@@ -48,7 +48,7 @@ def batch(
     said: list[list[int]],
     key: mx.array | None,
 ) -> Arrays:
-    """With a `key` for disturbances, vitality as well."""
+    """With a `key` for disturbances, vitality as well; without, it is nan."""
     ids, pad = padded([[*before, *after[:-1]] for before, after in zip(asked, said, strict=True)])
     count = max(map(len, said))
     stream, states = observed(model, ids, pad, taps, count, ends(config))
@@ -72,6 +72,7 @@ def batch(
         **{name: np.array(value) for name, value in reading._asdict().items()},
         "taught": np.array(taught.ids),
         "taught_logs": numbers(taught.logs).astype(np.float16),
+        "vitality": np.full(reading.margin.shape, np.nan, np.float32),
         **lent(model, stream, np.array(pad), ids.shape[1]),
     }
     if key is not None:

@@ -48,7 +48,11 @@ def read(model: Decoder, states: mx.array, final: mx.array, keep: int) -> tuple[
 
 def shares(model: Decoder, states: mx.array) -> mx.array:
     """Logs of the shares of all tokens."""
-    logits = model.head(model.norm(states)).astype(mx.float32)
+    return said(model, model.norm(states))
+
+
+def said(model: Decoder, normed: mx.array) -> mx.array:
+    logits = model.head(normed).astype(mx.float32)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 

@@ -32,7 +32,7 @@ def tiny() -> Recipe:
     """The whole curriculum on the tiny Gemma 4 that is shipped, in minutes on two cores."""
     return Recipe(
         rows=rows.Config(
-            made={"train": 150, "valid": 8, "heads": 120, "tune": 25, "calibrate": 75, "test": 75},
+            made={"train": 150, "valid": 8, "heads": 160, "tune": 40, "calibrate": 130, "test": 75},
             general={"train": 60, "valid": 2, "test": 20},
         ),
         domain=domain.Config(
@@ -42,7 +42,7 @@ def tiny() -> Recipe:
             rows=16,
             fit=FitConfig(steps=60, rate=3e-3, warmup=5, evaluate_every=20),
         ),
-        harvest=harvest.Config(taps=(4, 6, 8, 10)),
+        harvest=harvest.Config(taps=(4, 6, 8, 10), windows=(1200, 120, 300, 200)),
         gates={
             "domain": {"loss_drop": ">= 0.25", "general_drop": "<= 2"},
             "harvest": {"test_positions": ">= 10000", "calibrate_documents": ">= 1000", "adapter_change": "> 0"},

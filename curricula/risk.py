@@ -10,40 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-GRID = 200  # thresholds that are tried
-
 
 class Choice(NamedTuple):
     threshold: float | None  # leave where the score is at least this; None: nowhere
     risk: float  # mean loss on the documents it was chosen on
     leaving: float  # mean share of tokens that leave there
-
-
-class Tokens(NamedTuple):
-    """What a policy would meet, token by token."""
-
-    score: np.ndarray  # how sure it is that leaving is harmless
-    differs: np.ndarray  # whether leaving would change the token
-    document: np.ndarray  # 0, 1, ... without gaps
-
-
-def thresholds(score: np.ndarray, count: int = GRID) -> np.ndarray:
-    """From the strictest to the laxest, by equal shares of the tokens."""
-    return np.unique(np.quantile(score, np.linspace(0, 1, count), method="higher"))[::-1]
-
-
-def losses(tokens: Tokens, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Documents x thresholds: the share of tokens that leave and differ, and the share that leave."""
-    count = int(tokens.document.max()) + 1
-    sizes = np.bincount(tokens.document, minlength=count)
-    assert sizes.min() > 0, "a document without tokens has no loss"
-    # at which threshold of the grid each token leaves first: the grid falls
-    first = np.searchsorted(-grid, -tokens.score, side="left")
-    found = []
-    for weight in (tokens.differs.astype(float), np.ones(len(tokens.score))):
-        cells = np.bincount(tokens.document * (len(grid) + 1) + first, weight, count * (len(grid) + 1))
-        found.append(cells.reshape(count, -1)[:, :-1].cumsum(1) / sizes[:, None])
-    return found[0], found[1]
 
 
 def won(loss: np.ndarray, alpha: float, delta: float) -> bool:

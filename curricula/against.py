@@ -1,0 +1,157 @@
+"""The trajectory head against all that is simpler: thresholds on the lens, probes, one answer for all."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from agp.models.decoder import Decoder
+from curricula.clustered import auroc_of, clusters, coverage_area_of, mean, resampled
+from curricula.features import Features
+from curricula.labels import ACCEPT, ROUTES
+from curricula.positions import chunks, normed
+from curricula.probe import probe
+from heads.trajectory import Told
+
+BINS, POINTS = 15, 40
+COST = ((0, 1, 2, 2), (10, 0, 1, 1), (10, 1, 0, 1), (10, 1, 1, 0))  # true route by row: accepting too early is dear
+LENS = ("confidence", "doubt", "margin", "entropy")
+
+
+def measured(
+    decoder: Decoder, found: Mapping[str, Features], enough: Mapping[str, np.ndarray], route: np.ndarray, said: Told
+) -> tuple[dict, dict]:
+    """Metrics, and what plots need; all of it on `test`, whose true `route` this is, and what the head `said`."""
+    test, taps = found["test"], found["test"].taps
+    cluster = clusters(test)
+    chance, sure = accepting(said.route)
+    others = simpler(decoder, found, enough)
+    metrics: dict[str, Any] = {name: {} for name in ("auroc", "auroc_gain", "risk_coverage_gain", "best_baseline")}
+    plots: dict[str, Any] = {"risk_coverage": {}, "auroc": {}, "reliability": {}}
+    for t, tap in enumerate(map(str, taps)):
+        true = enough["test"][:, t]
+        scores = {"head": sure[:, t]} | {name: of[:, t] for name, of in others.items()}
+        found_auroc = {name: auroc_of(score, true) for name, score in scores.items()}
+        found_area = {name: coverage_area_of(score, ~true) for name, score in scores.items()}
+        ones = np.ones(test.count)
+        worth = {name: of(ones) for name, of in found_auroc.items()}
+        areas = {name: of(ones) for name, of in found_area.items()}
+        best = max(others, key=lambda name: worth[name])
+        least = min(others, key=lambda name: areas[name])
+        metrics["auroc"][tap] = estimate(resampled(found_auroc["head"], cluster))
+        gained = resampled(lambda w, a=found_auroc, b=best: a["head"](w) - a[b](w), cluster)
+        saved = resampled(lambda w, a=found_area, b=least: a[b](w) - a["head"](w), cluster)
+        metrics["auroc_gain"][tap], metrics["risk_coverage_gain"][tap] = estimate(gained), estimate(saved)
+        metrics["best_baseline"][tap] = {"auroc": best, "risk_coverage": least}
+        plots["auroc"][tap] = {name: round(value, 4) for name, value in worth.items()}
+        plots["risk_coverage"][tap] = {name: curve(score, ~true) for name, score in scores.items()}
+        plots["reliability"][tap] = reliability(chance[:, t], true)
+    metrics["auroc_worst"] = min(of["value"] for of in metrics["auroc"].values())
+    metrics["auroc_gain_surely"] = min(of["interval"][0] for of in metrics["auroc_gain"].values())
+    more, drawn = vitality(found, said), routes(said.route.argmax(-1), route, cluster)
+    return metrics | more[0] | drawn, plots | more[1]
+
+
+def accepting(route: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """N T, of the logits of all routes: the chance that the first is right, and its log-odds."""
+    others = np.logaddexp.reduce(np.delete(route, ACCEPT, axis=-1), axis=-1)
+    sure = route[..., ACCEPT] - others
+    return 1 / (1 + np.exp(-sure)), sure
+
+
+def simpler(decoder: Decoder, found: Mapping[str, Features], enough: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Scores of `test`, N T each."""
+    test, taps = found["test"], len(found["test"].taps)
+    facts = {role: lens(features) for role, features in found.items()}
+    names = {"constant": None, "confidence": 0, "margin": 2, "entropy": 3}
+    scores = {
+        name: np.zeros((test.count, taps)) if at is None else facts["test"][:, :, at] * (-1 if name == "entropy" else 1)
+        for name, at in names.items()
+    }
+    for name in ("probe", "state probe"):
+        scores[name] = np.empty((test.count, taps))
+    for t in range(taps):
+        read = {role: states(decoder, features, t) for role, features in found.items()}
+        both = {role: np.concatenate([facts[role][:, t], read[role]], axis=1) for role in found}
+        for name, given in (("probe", both), ("state probe", read)):
+            fitted = probe(given["heads"], enough["heads"][:, t], given["tune"], enough["tune"][:, t])
+            scores[name][:, t] = fitted(given["test"])
+    return scores
+
+
+def lens(features: Features) -> np.ndarray:
+    """N T 4: what the whole head says, logs of the first share and of all others, margin, entropy."""
+    share = features.whole("confidence").astype(np.float64)
+    doubt = np.log(np.maximum(1 - share, 1e-7))
+    parts = [np.log(share), doubt, features.whole("margin"), features.whole("entropy")]
+    return np.stack(parts, axis=-1).astype(np.float32)
+
+
+def states(decoder: Decoder, features: Features, tap: int) -> np.ndarray:
+    parts = [np.array(normed(decoder, features.states(at)[:, [tap]]))[:, 0] for at in chunks(features.count)]
+    return np.concatenate(parts)
+
+
+def vitality(found: Mapping[str, Features], said: Told) -> tuple[dict, dict]:
+    """By which share of its squared error the head is better than what the lens's confidence tells of vitality."""
+    test = found["test"]
+    alive, guess = test.whole("vitality"), 1 / (1 + np.exp(-said.vitality))
+    ours, theirs = np.empty_like(guess), np.empty_like(guess)
+    for t in range(len(test.taps)):
+        given = {role: lens(features)[:, t] for role, features in found.items()}
+        truth = {role: features.whole("vitality")[:, t] for role, features in found.items()}
+        there = {role: np.isfinite(of) for role, of in truth.items()}
+        pairs = [part for role in ("heads", "tune") for part in (given[role][there[role]], truth[role][there[role]])]
+        plain = 1 / (1 + np.exp(-probe(*pairs)(given["test"])))
+        ours[:, t], theirs[:, t] = np.square(guess[:, t] - alive[:, t]), np.square(plain - alive[:, t])
+    cluster = clusters(test)
+    gains = {
+        str(tap): estimate(resampled(lambda w, t=t: 1 - (w * ours[:, t]).sum() / (w * theirs[:, t]).sum(), cluster))
+        for t, tap in enumerate(test.taps)
+    }
+    whole = resampled(lambda w: 1 - (w @ ours).sum() / (w @ theirs).sum(), cluster)
+    histogram = [np.histogram(alive[:, t], bins=10, range=(0, 1))[0].tolist() for t in range(len(test.taps))]
+    metrics = {"vitality_gain": whole.value, "vitality_gain_interval": list(whole.interval), "vitality_gains": gains}
+    return metrics, {"vitality": dict(zip(map(str, test.taps), histogram, strict=True))}
+
+
+def routes(guess: np.ndarray, route: np.ndarray, cluster: np.ndarray) -> dict[str, Any]:
+    """All taps together."""
+    confusion = np.zeros((len(ROUTES), len(ROUTES)), int)
+    np.add.at(confusion, (route.ravel(), guess.ravel()), 1)
+    right, unsafe = (guess == route).mean(1), ((guess == ACCEPT) & (route != ACCEPT)).mean(1)
+    there = np.flatnonzero(confusion.sum(1))
+
+    def f1(weights: np.ndarray) -> float:
+        w = np.repeat(weights, route.shape[1])
+        table = np.zeros(confusion.shape)
+        np.add.at(table, (route.ravel(), guess.ravel()), w)
+        return float(np.mean([2 * table[c, c] / max(table[c].sum() + table[:, c].sum(), 1e-9) for c in there]))
+
+    return {
+        "route_accuracy": estimate(mean(right, cluster)),
+        "macro_f1": estimate(resampled(f1, cluster)),
+        "unsafe_accept_rate": estimate(mean(unsafe, cluster)),
+        "mean_cost": float((confusion * np.array(COST)).sum() / confusion.sum()),
+        "confusion": confusion.tolist(),
+        "cost": [list(row) for row in COST],
+    }
+
+
+def estimate(of) -> dict[str, Any]:
+    return {"value": of.value, "interval": list(of.interval)}
+
+
+def curve(score: np.ndarray, wrong: np.ndarray) -> dict[str, list[float]]:
+    """Risk at evenly spread coverages."""
+    missed = np.cumsum(wrong[np.argsort(-score, kind="stable")]) / np.arange(1, len(wrong) + 1)
+    at = np.unique(np.linspace(len(wrong) / POINTS, len(wrong), POINTS).astype(int)) - 1
+    return {"coverage": np.round((at + 1) / len(wrong), 4).tolist(), "risk": np.round(missed[at], 5).tolist()}
+
+
+def reliability(chance: np.ndarray, label: np.ndarray) -> dict[str, Any]:
+    """Bins of equal numbers: what was said and what was true; ECE is their mean distance."""
+    parts = np.array_split(np.argsort(chance, kind="stable"), BINS)
+    said, true = ([float(of[part].mean()) for part in parts] for of in (chance, label))
+    error = sum(len(p) * abs(a - b) for p, a, b in zip(parts, said, true, strict=True)) / len(chance)
+    return {"said": np.round(said, 4).tolist(), "true": np.round(true, 4).tolist(), "ece": round(error, 5)}

@@ -1,0 +1,148 @@
+"""The calibrate stage: with the depth module in place, the last layer fitted again, and thresholds that keep a promise.
+
+Three decisions, each at some risks: to leave with the state as it is (accept), to leave with the mended one (revive),
+and to hand over at the local budget what could have been mended there (escalate: a wasted journey, no wrong token).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from agp.artifacts import write_json
+from agp.macs import macs
+from agp.train import FitConfig
+from curricula import labels, policy, risk
+from curricula.against import routes
+from curricula.clustered import clusters, mean
+from curricula.features import Features
+from curricula.labels import Limits, Seen
+from curricula.mending import Stacked, stacked
+from curricula.policy import Facing, Price
+from curricula.positions import Met, judged
+from curricula.stages.trajectory import GLIMPSE, LIMITS, learn
+from curricula.teacher import teacher
+from heads import glimpse, saved, trajectory
+from heads.trajectory import Truth
+
+ROLES = ("heads", "tune", "calibrate", "test")
+THRESHOLDS = "thresholds.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    risks: tuple[float, ...] = (0.01, 0.02, 0.05)
+    delta: float = 0.1  # the chance with which a promise may fail
+    grid: int = 80  # thresholds tried
+    resplits: int = 200
+    batch: int = 512
+    fit: FitConfig = FitConfig(
+        steps=300, rate=2e-3, warmup=20, floor=0.02, weight_decay=0.05, evaluate_every=100, save_every=300
+    )
+
+
+class Decision(NamedTuple):
+    """What is decided by one threshold, where, and what it would meet in each role."""
+
+    taps: tuple[int, ...]
+    facing: dict[str, Facing]
+
+
+def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
+    decoder = teacher(needs["domain"]).model
+    found = {role: Features(needs["harvest"], role) for role in ROLES}
+    taps, blocks = found["test"].taps, decoder.config.num_layers
+    limit = Limits(**json.loads((needs["trajectory"] / LIMITS).read_text()))
+    glance = saved.load(needs["trajectory"] / GLIMPSE, glimpse.Config, glimpse.Head)
+    settings = saved.settings(needs["trajectory"] / saved.CONFIG, trajectory.Config)
+    head = saved.load(needs["trajectory"], trajectory.Config, trajectory.Head)
+    plain = {role: Met(decoder, features, glance, settings.window) for role, features in found.items()}
+    early = {role: plain[role].answers(head).leave for role in ROLES[1:]}
+    modules, states = stacked(needs["depth"], decoder, found)
+    met = {role: Met(decoder, found[role], glance, settings.window, of.read) for role, of in states.items()}
+    truth = {role: true(found[role], limit, of, blocks) for role, of in states.items()}
+    met["heads"].scaled(head)
+    head.unfreeze(keys=["last"], recurse=False)
+    how = learn(head, trajectory.loss, config, met, truth, out, needs, group)
+    saved.save(out, settings, head)
+    said = {role: met[role].answers(head) for role in ROLES[1:]}
+    looking = [module.macs + glance.macs + head.macs(t) for t, module in enumerate(modules)]
+    price = policy.price(macs(decoder), taps, looking)
+    late = {role: Facing(of.leave, ~states[role].agrees, found[role].document) for role, of in said.items()}
+    exits = policy.cheapest(late["tune"], price, config.risks[0], config.grid)
+    within = labels.budget(taps, blocks)
+    decisions = {
+        "accept": Decision(tuple(range(len(taps))), {
+            role: Facing(early[role], ~found[role].whole("agrees"), found[role].document) for role in early
+        }),
+        "revive": Decision(exits, late),
+        "escalate": Decision((within,), {
+            role: Facing(-of.score, ~of.differs, of.document) for role, of in late.items()
+        }),
+    }  # fmt: skip
+    chosen = {name: certified(config, decision) for name, decision in decisions.items()}
+    write_json(out / THRESHOLDS, {"exits": exits, "budget": within, "taps": taps, "delta": config.delta} | chosen)
+    cluster = clusters(found["test"])
+    final = routes(said["test"].route.argmax(-1), np.array(truth["test"].route), cluster)
+    return how | {
+        "exits": [taps[t] for t in exits],
+        "looking": looking,
+        "decisions": chosen,
+        "violations": max(of["violations"] for kind in chosen.values() for of in kind.values()),
+        **spent(config, price, decisions["revive"], chosen["revive"], states["test"], cluster),
+        **final,
+    }
+
+
+def true(features: Features, limit: Limits, mended: Stacked, blocks: int) -> Truth:
+    """Labels with the depth module in place."""
+    enough = labels.sufficient(judged(features), limit)
+    healed = labels.sufficient(Seen(mended.agrees, mended.divergence, mended.margin), limit)
+    route = labels.routes(enough, labels.budget(features.taps, blocks), healed)
+    parts = route, features.whole("vitality"), mended.agrees.astype(np.float32), labels.earliest(enough | healed)
+    return Truth(*map(mx.array, parts))
+
+
+def certified(config: Config, decision: Decision) -> dict[str, dict[str, Any]]:
+    """By risk: the threshold, what it does on `test`, and how often its promise broke on resplits of all documents."""
+    facing, found = decision.facing, {}
+    grid = policy.grid(facing["calibrate"].score[:, list(decision.taps)], config.grid)
+    loss, leaving = policy.losses(facing["calibrate"], decision.taps, grid)
+    test = policy.losses(facing["test"], decision.taps, grid)
+    pool, pool_leaving = (np.concatenate(pair) for pair in zip((loss, leaving), test, strict=True))
+    for alpha in config.risks:
+        choice = risk.choose(loss, leaving, grid, alpha, config.delta, config.fit.seed)
+        at = None if choice.threshold is None else int(np.flatnonzero(grid == choice.threshold)[0])
+        broken = risk.violations(
+            pool, pool_leaving, grid, alpha, config.delta, size=len(loss), resplits=config.resplits
+        )  # fmt: skip
+        found[f"{alpha:g}"] = {
+            "threshold": choice.threshold,
+            "risk": 0.0 if at is None else float(test[0][:, at].mean()),
+            "leaving": 0.0 if at is None else float(test[1][:, at].mean()),
+            "violations": broken,
+        }
+    return found
+
+
+def spent(
+    config: Config,
+    price: Price,
+    decision: Decision,
+    chosen: Mapping[str, Mapping[str, Any]],
+    mended: Stacked,
+    cluster: np.ndarray,
+) -> dict[str, Any]:
+    """Multiplications on `test` as a share of full depth, checks counted; and if all were known beforehand."""
+    score, found = decision.facing["test"].score, {}
+    for alpha in config.risks:
+        at = policy.left(score, decision.taps, chosen[f"{alpha:g}"]["threshold"])
+        told = mean(price.of(at, decision.taps), cluster)
+        found[f"{alpha:g}"] = {"value": told.value, "interval": list(told.interval)}
+    first = np.where(mended.agrees.any(1), mended.agrees.argmax(1), mended.agrees.shape[1])
+    oracle = (np.append(price.leaving, price.whole)[first] / price.whole).mean()
+    return {"macs": found, "macs_first": found[f"{config.risks[0]:g}"]["value"], "macs_oracle": float(oracle)}

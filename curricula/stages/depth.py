@@ -1,0 +1,130 @@
+"""The depth stage: at each tap a module that mends what the lens cannot read yet, beside a tuned lens of equal cost."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from agp.artifacts import write_json
+from agp.macs import macs
+from agp.models.decoder import Decoder
+from agp.train import FitConfig, real
+from curricula.clustered import clusters, mean
+from curricula.features import Features
+from curricula.mending import WIDE, Batches, Mended, loss, mended, parts
+from curricula.teacher import teacher
+from curricula.training import train
+from curricula.tuned import Lens
+from heads import depth, saved
+from heads.glimpse import most_used
+
+OWN = ("asked", "bias", "scale")  # what reads the taps: there is more of it at each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    width: int = 128  # of its MLP
+    blocks: tuple[int, ...] = ()  # whose attention it begins with; none: of each kind the one midway
+    documents: int = 8  # a step
+    vocabulary: int = 768  # tokens that a step distinguishes
+    top: int = 8  # of the teacher's likeliest, at least
+    later: float = 0.35  # of the steps, at taps where it begins as what was learned one tap before
+    fit: FitConfig = FitConfig(
+        steps=2000, rate=2e-3, warmup=20, floor=0.02, weight_decay=0.05, evaluate_every=500, save_every=500
+    )
+
+
+def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
+    decoder = teacher(needs["domain"]).model
+    found = {role: Features(needs["harvest"], role) for role in ("heads", "tune", "test")}
+    taps, blocks = found["heads"].taps, config.blocks or midway(decoder)
+    shape = found["heads"].shards[0]["hidden"].shape
+    streams = shape[2] if len(shape) == 4 else 1
+    settings = [
+        depth.Config(taps=t + 1, streams=streams, blocks=blocks, width=config.width) for t in range(len(taps))
+    ]  # fmt: skip
+    mx.random.seed(config.fit.seed)
+    modules = [depth.Head(of, decoder) for of in settings]
+    lenses = [Lens(decoder, head.taps, head.macs) for head in modules]
+    said = {}
+    for name, heads in (("module", modules), ("lens", lenses)):
+        for t, head in enumerate(heads):
+            if t:
+                inherit(head, heads[t - 1])
+            learn(config, head, decoder, found, out / f"{name}-{taps[t]}", needs, group)
+            said[name, taps[t]] = mended(head, decoder, found["test"], parts(found["test"], WIDE))
+    for tap, of, head in zip(taps, settings, modules, strict=True):
+        saved.save(out / f"module-{tap}", of, head)
+    cheapest = min(macs(decoder).blocks[decoder.config.num_producers :])
+    metrics, plots = measured(found["test"], said)
+    write_json(out / "plots.json", plots)
+    spent = {str(tap): head.macs for tap, head in zip(taps, modules, strict=True)}
+    return {"blocks": blocks, "macs": spent, "cost": max(spent.values()) / cheapest} | metrics
+
+
+def midway(decoder: Decoder) -> tuple[int, ...]:
+    """Of each kind of attention, the borrowing block that is nearest the middle of those above the producers."""
+    config = decoder.config
+    above = range(config.num_producers, config.num_layers)
+    middle = (config.num_producers + config.num_layers) / 2
+    kinds = {config.layer_types[block]: None for block in above}
+    return tuple(
+        min((block for block in above if config.layer_types[block] == kind), key=lambda block: abs(block - middle))
+        for kind in kinds
+    )
+
+
+def inherit(head: Any, before: Any) -> None:
+    arrays: Any = tree_flatten(before.parameters())
+    head.load_weights([(name, array) for name, array in arrays if name not in OWN], strict=False)
+
+
+def learn(
+    config: Config, head: Any, decoder: Decoder, found: Mapping[str, Features], out: Path, needs: Mapping, group: Any
+) -> None:
+    first = head.taps == 1
+    steps = config.fit.steps if first else max(1, round(config.later * config.fit.steps))
+    fit = replace(config.fit, steps=steps, seed=config.fit.seed + 100 * head.taps)
+    heads, tune = found["heads"], found["tune"]
+    used = most_used(heads.whole("taught"), heads.whole("taught_logs"), config.vocabulary)
+    which = {"taps": head.taps, "size": config.documents, "top": config.top, "seed": fit.seed}
+    rank, hosts = (group.rank(), group.size()) if group is not None else (0, 1)
+    batches = Batches(decoder, heads, used, **which, rank=rank, hosts=hosts)
+    missed = partial(loss, decoder=decoder, end=heads.about["end"])
+    judge = partial(held, head, Batches(decoder, tune, used, **which), tune, missed)
+    train(head, missed, batches, fit, out, scores=judge, config=config, needs=needs, group=group)
+
+
+def held(head: Any, batches: Batches, tune: Features, missed: Callable) -> dict[str, float]:
+    sums = np.zeros(2)
+    for documents in parts(tune, WIDE):
+        sums += [real(x) for x in missed(head, given=batches.given(documents))]
+    return {"loss": sums[0] / sums[1]}
+
+
+def measured(test: Features, said: Mapping[tuple[str, int], Mended]) -> tuple[dict[str, Any], dict[str, Any]]:
+    cluster, plain = clusters(test), test.whole("agrees")
+    metrics: dict[str, Any] = {name: {} for name in ("agreement", "lens", "tuned_lens", "gain", "most", "moves")}
+    plots: dict[str, Any] = {"weights": {}}
+    for t, tap in enumerate(test.taps):
+        ours, lens = said["module", tap], said["lens", tap]
+        rows = {"agreement": ours.agrees, "lens": plain[:, t], "tuned_lens": lens.agrees}
+        rows["gain"] = ours.agrees.astype(float) - lens.agrees
+        for name, of in rows.items():
+            told = mean(of.astype(float), cluster)
+            metrics[name][str(tap)] = {"value": told.value, "interval": list(told.interval)}
+        metrics["most"][str(tap)] = float(ours.weights.max(-1).mean())
+        metrics["moves"][str(tap)] = float(ours.weights.std(0).mean())  # from token to token
+        plots["weights"][str(tap)] = by_source(test, ours.weights)
+    gains = list(metrics["gain"].values())
+    return metrics | {"gain_first": gains[0]["value"], "gain_surely": min(of["interval"][0] for of in gains)}, plots
+
+
+def by_source(test: Features, weights: np.ndarray) -> dict[str, list[float]]:
+    source = np.array([document["source"] for document in test.documents])[test.document]
+    return {name: np.round(weights[source == name].mean(0), 4).tolist() for name in sorted(set(source))}

@@ -1,0 +1,110 @@
+"""The trajectory stage: what can be known of a state before it is used, held against all that is simpler."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from agp.artifacts import write_json
+from agp.train import FitConfig, real
+from curricula import against, labels
+from curricula.features import Features
+from curricula.positions import Met, chunks, judged, share
+from curricula.teacher import teacher
+from curricula.training import train
+from heads import glimpse, saved, trajectory
+from heads.trajectory import Truth
+
+ROLES = ("heads", "tune", "test")
+LIMITS, GLIMPSE = "limits.json", "glimpse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    glance: int = 384  # tokens looked at
+    window: int = 4
+    hidden: int = 48
+    dropout: float = 0.1
+    batch: int = 512  # positions
+    fit: FitConfig = FitConfig(
+        steps=600, rate=2e-3, warmup=20, floor=0.02, weight_decay=0.05, evaluate_every=200, save_every=300
+    )
+
+
+def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
+    decoder = teacher(needs["domain"]).model
+    found = {role: Features(needs["harvest"], role) for role in ROLES}
+    heads = found["heads"]
+    limit = labels.limits(judged(found["tune"]))
+    enough = {role: labels.sufficient(judged(features), limit) for role, features in found.items()}
+    truth = {role: true(features, enough[role], decoder.config.num_layers) for role, features in found.items()}
+    used = glimpse.most_used(heads.whole("taught"), heads.whole("taught_logs"), config.glance)
+    looks, glance = glimpse.glimpse(decoder, used)
+    met = {role: Met(decoder, features, glance, config.window) for role, features in found.items()}
+    mx.random.seed(config.fit.seed)
+    settings = made(config, heads)
+    head = trajectory.Head(settings)
+    met["heads"].scaled(head)
+    how = learn(head, trajectory.loss, config, met, truth, out, needs, group)
+    saved.save(out, settings, head)
+    saved.save(out / GLIMPSE, looks, glance)
+    write_json(out / LIMITS, limit._asdict())
+    said = met["test"].answers(head)
+    metrics, plots = against.measured(decoder, found, enough, np.array(truth["test"].route), said)
+    write_json(out / "plots.json", plots)
+    return {"limits": limit._asdict(), "glance_macs": glance.macs} | how | metrics
+
+
+def made(config: Config, features: Features) -> trajectory.Config:
+    shape = features.shards[0]["hidden"].shape
+    return trajectory.Config(
+        taps=len(features.taps),
+        width=int(np.prod(shape[2:])),
+        dim=shape[-1],
+        facts=len(glimpse.FACTS),
+        window=config.window,
+        hidden=config.hidden,
+        dropout=config.dropout,
+    )
+
+
+def true(features: Features, enough: np.ndarray, blocks: int) -> Truth:
+    route = labels.routes(enough, labels.budget(features.taps, blocks))
+    agrees = features.whole("agrees").astype(np.float32)
+    return Truth(*map(mx.array, (route, features.whole("vitality"), agrees, labels.earliest(enough))))
+
+
+def some(truth: Truth, at: np.ndarray) -> Truth:
+    return Truth(*(of[mx.array(at)] for of in truth))
+
+
+def learn(
+    head: trajectory.Head,
+    loss: Callable,
+    config: Any,
+    met: Mapping[str, Met],
+    truth: Mapping[str, Truth],
+    out: Path,
+    needs: Mapping[str, Path],
+    group: Any,
+) -> dict[str, Any]:
+    """Of `heads`, to the least loss on `tune`; `config` says how large a batch is, and has a `fit`."""
+
+    def batch(step: int, micro: int) -> tuple[trajectory.Seen, Truth]:
+        rng = np.random.default_rng([config.fit.seed, step, micro])
+        at = share(group, np.sort(rng.integers(met["heads"].features.count, size=config.batch)))
+        return met["heads"].seen(at), some(truth["heads"], at)
+
+    scores = partial(held, head, loss, met["tune"], truth["tune"])
+    return train(head, loss, batch, config.fit, out, scores=scores, config=config, needs=needs, group=group)
+
+
+def held(head: trajectory.Head, loss: Callable, met: Met, truth: Truth) -> dict[str, float]:
+    sums = np.zeros(2)
+    for at in chunks(met.features.count):
+        sums += [real(x) for x in loss(head, met.seen(at), some(truth, at))]
+    return {"loss": sums[0] / sums[1]}

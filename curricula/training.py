@@ -1,0 +1,52 @@
+"""How a head is trained within its stage: `fit` with a bar, to the best held-out loss, and what it is made of noted."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mlx.utils import tree_flatten
+from tqdm import tqdm
+
+from agp.losses import Sums
+from agp.states import read_best
+from agp.train import Batches, FitConfig, fit
+from curricula.runner import MANIFEST
+
+
+def train(
+    head: Any,
+    loss: Callable[..., Sums],
+    batches: Batches,
+    fit_config: FitConfig,
+    out: Path,
+    *,
+    scores: Callable[[], Mapping[str, float]],
+    config: Any,
+    needs: Mapping[str, Path],
+    group: Any,
+) -> dict[str, Any]:
+    """`head` ends with its best weights; the metrics say which step they are of."""
+    rank = group.rank() if group is not None else 0
+    with tqdm(total=fit_config.steps, desc=out.name, unit="step", disable=bool(rank), file=sys.stderr) as bar:
+
+        def watch(row: dict) -> None:
+            bar.update(row["step"] - bar.n)
+            bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k in ("loss", "held_loss")})
+
+        made_of = {"config": asdict(config), "needs": {name: digest(path) for name, path in needs.items()}}
+        report = fit(
+            head, loss, batches, fit_config, out, scores=scores, inputs=made_of, watch=watch, group=group
+        )  # fmt: skip
+    if report.ended == "interrupted":
+        raise KeyboardInterrupt
+    read_best(out, head)
+    head.eval()
+    parameters: Any = tree_flatten(head.trainable_parameters())
+    return {"parameters": sum(a.size for _, a in parameters), "best_step": report.best_step}
+
+
+def digest(stage: Path) -> str:
+    return json.loads((stage / MANIFEST).read_text())["digest"]

@@ -1,0 +1,115 @@
+"""The trajectory head: is this state good enough to leave with now, would it live, and from which tap on is it enough?
+
+It reads the taps of a position up to the one where it is asked, the first tap of some positions before (always there,
+however early they left), and a glance at what the state would say. Its last layer is linear and one a tap: `calibrate`
+fits it again, and nothing else, to states that the depth module has mended.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from agp.losses import Sums
+
+ROUTES = ("accept_local", "continue_local", "revive_local", "escalate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    taps: int
+    width: int  # of a state: all streams of it
+    dim: int  # of what the final norm takes
+    facts: int  # of a glance
+    window: int = 4  # positions, this one included
+    hidden: int = 48
+    dropout: float = 0.1
+
+
+class Seen(NamedTuple):
+    now: mx.array  # N T W: states of this position
+    before: mx.array  # N P W: of the first tap, of positions before; zero where there is none
+    read: mx.array  # N T D: what the final norm makes of each state, or of the mended one
+    facts: mx.array  # N T F: a glance at that
+
+
+class Told(NamedTuple):
+    """Logits of each tap, N T ..."""
+
+    route: Any  # 4
+    vitality: Any
+    leave: Any  # whether the token that would be said here is the teacher's
+    earliest: Any  # T + 1: the last is "at none"
+
+
+class Head(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        taps, hidden = config.taps, config.hidden
+        self._taps, self._dropout = taps, config.dropout
+        scale = config.width**-0.5
+        self.now = scale * mx.random.normal((taps, config.width, hidden))
+        self.before = 0.5 * scale * mx.random.normal((config.window - 1, config.width, hidden))
+        self.bias = mx.zeros((taps, hidden))
+        self.middle = hidden**-0.5 * mx.random.normal((taps, hidden, hidden))
+        self.size = mx.ones((taps, config.facts + 1))  # of facts and path: set once from data, not learned
+        self.zero = mx.zeros((taps, config.facts + 1))
+        self.last = mx.zeros((taps, hidden + config.dim + config.facts + 2, len(ROUTES) + 3 + taps))
+        self.freeze(keys=["size", "zero"], recurse=False)
+
+    def macs(self, tap: int) -> int:
+        """Of a check at one tap, after those below: what is read of positions before is read once, at the first."""
+        once = self.before.size if tap == 0 else 0
+        return once + self.now[0].size + self.middle[0].size + self.last[0].size
+
+    def __call__(self, seen: Seen) -> Told:
+        return self.say(self.features(seen))
+
+    def features(self, seen: Seen) -> mx.array:
+        """N T E: what the last layer takes."""
+        now, before = unit(seen.now), unit(seen.before)
+        earlier = mx.einsum("npw,pwe->ne", before, self.before)
+        each = mx.einsum("ntw,twe->nte", now, self.now)
+        x = nn.gelu_approx(mx.cumsum(each, axis=1) + earlier[:, None] + self.bias)
+        x = nn.gelu_approx(mx.einsum("nte,tef->ntf", x, self.middle))
+        if self.training and self._dropout:
+            x = nn.Dropout(self._dropout)(x)
+        told = (mx.concatenate([seen.facts, path(now)], axis=-1) - self.zero) / self.size
+        return mx.concatenate([x, unit(seen.read), told, mx.ones((*told.shape[:2], 1))], axis=-1)
+
+    def say(self, features: mx.array) -> Told:
+        said = mx.einsum("nte,teo->nto", features, self.last)
+        routes = len(ROUTES)
+        return Told(said[..., :routes], said[..., routes], said[..., routes + 1], said[..., routes + 2 :])
+
+
+def unit(x: mx.array) -> mx.array:
+    return x * mx.rsqrt(mx.square(x).mean(-1, keepdims=True) + 1e-12)
+
+
+def path(now: mx.array) -> mx.array:
+    """N T 1: how far the state turned since the tap before."""
+    turned = (now[:, 1:] * now[:, :-1]).mean(-1, keepdims=True)
+    return mx.concatenate([mx.ones_like(now[:, :1, :1]), turned], axis=1)
+
+
+class Truth(NamedTuple):
+    route: mx.array  # N T
+    vitality: mx.array  # N T, nan where nothing was disturbed
+    agrees: mx.array  # N T
+    earliest: mx.array  # N
+
+
+def loss(head: Head, seen: Seen, truth: Truth) -> Sums:
+    return missed(head(seen), truth)
+
+
+def missed(told: Told, truth: Truth) -> Sums:
+    route = nn.losses.cross_entropy(told.route, truth.route)
+    asked = mx.isfinite(truth.vitality)
+    vitality = nn.losses.binary_cross_entropy(told.vitality, mx.where(asked, truth.vitality, 0), reduction="none")
+    leave = nn.losses.binary_cross_entropy(told.leave, truth.agrees, reduction="none")
+    earliest = nn.losses.cross_entropy(told.earliest, mx.broadcast_to(truth.earliest[:, None], route.shape))
+    whole = route + mx.where(asked, vitality, 0) + leave + 0.5 * earliest
+    return whole.sum(), mx.array(float(route.size))
