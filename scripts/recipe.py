@@ -64,8 +64,9 @@ def asked_for(args, name: str) -> Recipe:
     given = {key: getattr(args, key) for key in ("model", "dtype", "quantize", "table")}
     given = {key: value for key, value in given.items() if value is not None}
     recipe = replace(recipe, domain=replace(recipe.domain, **given))
-    if args.data:
-        recipe = replace(recipe, rows=replace(recipe.rows, data=all_named(args.data), made={}))
+    if args.data:  # the weights were those of made rows
+        own = replace(recipe.rows, data=all_named(args.data), made={})
+        recipe = replace(recipe, rows=own, domain=replace(recipe.domain, weights={}))
     recipe = override(recipe, args.settings)
     if recipe.after != after:
         raise ValueError(f"after is {after!r}, and that is no setting; --after DIR says where its run is")
