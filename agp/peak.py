@@ -52,10 +52,10 @@ def step_bytes(config: Config, rows: int, length: int, trained: int, packed: boo
     return FLOAT * (kept + TRAINED * trained + max(block, head) + (PIECES * min(PIECE, largest) if packed else 0))
 
 
-def forward_bytes(config: Config, rows: int, length: int, packed: bool, number: int = FLOAT) -> float:
-    """Beside the weights, without gradients: rows through the blocks that make keys and values, their ends through the
-    rest. A number has so many bytes."""
-    kept, block = arrays(config, FORWARD[type(config)], rows, length, config.num_producers)
+def forward_bytes(config: Config, rows: int, length: int, blocks: int, packed: bool, number: int = FLOAT) -> float:
+    """Beside the weights, without gradients: rows through the first `blocks`, at most their ends through the rest. A
+    number has so many bytes."""
+    kept, block = arrays(config, FORWARD[type(config)], rows, length, blocks)
     largest = config.vocab_size * config.hidden_size
     return number * (kept + block) + (FLOAT * PIECES * min(PIECE, largest) if packed else 0)
 

@@ -1,6 +1,6 @@
 """What a recipe takes, from its settings, its rows and the model's shape: bytes, multiplications. Nothing is made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -16,7 +16,7 @@ from agp.models.folder import build
 from agp.models.packed import stated
 from agp.peak import forward_bytes, head_dims, kv_heads, step_bytes, streams_of
 from agp.targets import design
-from curricula import oracle
+from curricula import ability, oracle
 from curricula.observe import kinds
 from curricula.recipes import Recipe
 from curricula.stages import adapt, domain, harvest, rows
@@ -90,21 +90,24 @@ def costs(recipe: Recipe, model: Decoder, work: Work, room: float, number: int) 
     """By stage, where a number that is not packed has so many bytes; by `room` the table stays on disk or not."""
     held = weights(model, number, on_disk(model, recipe.domain.table, room))
     return {
-        "domain": domain_cost(recipe.domain, model, work, held),
+        "domain": domain_cost(recipe.domain, model, work, held, number),
         "harvest": harvest_cost(recipe.harvest, model, work, held + 4 * learned(model, recipe.domain), number),
     }
 
 
-def domain_cost(config: domain.Config, model: Decoder, work: Work, held: float) -> Cost:
+def domain_cost(config: domain.Config, model: Decoder, work: Work, held: float, number: int) -> Cost:
     """Each block runs forwards twice and once back, the head once and once back; frozen weights have no gradient."""
     size, count = learned(model, config), macs(model, config.length // 2)
     tokens = config.fit.steps * config.fit.accumulate * config.rows * config.length
     looked_at = (config.fit.steps // config.fit.evaluate_every + 1) * work.held + 2 * work.able
-    step = step_bytes(model.config, config.rows, config.length, size, bool(quant.quantized_paths(model)))
+    of, packed = model.config, bool(quant.quantized_paths(model))
+    step = step_bytes(of, config.rows, config.length, size, packed)
+    tested = forward_bytes(of, ability.ROWS, config.length, of.num_layers, packed, number)
+    logits = LOGITS * 4 * ability.FEW * of.vocab_size
     return Cost(
-        memory=held + 12 * size + step,
+        memory=held + 12 * size + max(step, tested, logits),
         disk=20 * size,  # the adapter, the best one, and the state that a resumed run needs
-        macs=tokens * (3 * count.upto(model.config.num_layers) + 2 * count.head) + looked_at * count.whole,
+        macs=tokens * (3 * count.upto(of.num_layers) + 2 * count.head) + looked_at * count.whole,
         shapes=(f"{size:,} trained numbers, {tokens // config.fit.steps:,} tokens a step",),
     )
 
@@ -113,15 +116,16 @@ def harvest_cost(config: harvest.Config, model: Decoder, work: Work, held: float
     taps, of = harvest.chosen(config, model), model.config
     packed = bool(quant.quantized_paths(model))
     longest = max((text.longest for text in work.roles.values()), default=0)
-    batches = ((config.shard, longest), (config.together, longest + config.answer), (config.compared, longest))
-    forward = max(forward_bytes(of, rows, length, packed, number) for rows, length in batches)
+    batches = ((config.together, longest + config.answer), (config.compared, longest), (config.shard, longest))
+    *forward, said = (forward_bytes(of, rows, length, of.num_producers, packed, number) for rows, length in batches)
+    said += config.shard * (longest + config.answer) * kept_bytes(model, range(of.num_producers), number)
     position, token = position_bytes(config, model, len(taps)), token_bytes(model)
     shard = config.shard * (config.answer * position + (longest + config.answer) * token)
     disk = sum(text_bytes(config, model, len(taps), text, role) for role, text in work.roles.items())
     logits = LOGITS * 4 * min(oracle.ROOM, config.together * config.answer * of.vocab_size * (len(taps) + 1))
     documents, positions = (sum(getattr(t, name) for t in work.roles.values()) for name in ("documents", "answers"))
     return Cost(
-        memory=held + COPIES * shard + max(forward, logits),
+        memory=held + COPIES * shard + max(*forward, said, logits),
         disk=disk,
         macs=sum(harvest_macs(config, model, taps, text, role) for role, text in work.roles.items()),
         shapes=(
@@ -140,10 +144,14 @@ def position_bytes(config: harvest.Config, model: Decoder, taps: int, vital: boo
 
 
 def token_bytes(model: Decoder) -> int:
-    """Of keys and values that are lent; the id comes besides."""
-    config = model.config
-    sources = {kind: max(i for i in config.lenders if config.layer_types[i] == kind) for kind in kinds(model)}
-    return sum(2 * 2 * kv_heads(config)[i] * head_dims(config)[i] for i in sources.values())
+    """On disk, of keys and values that are lent; the id comes besides."""
+    of = model.config
+    return kept_bytes(model, [max(i for i in of.lenders if of.layer_types[i] == kind) for kind in kinds(model)], 2)
+
+
+def kept_bytes(model: Decoder, blocks: Iterable[int], number: int) -> int:
+    """Of a token's keys and values in these blocks."""
+    return sum(2 * number * kv_heads(model.config)[i] * head_dims(model.config)[i] for i in blocks)
 
 
 def text_bytes(config: harvest.Config, model: Decoder, taps: int, text: Text, role: str) -> int:

@@ -148,14 +148,14 @@ def test_the_work_of_the_domain_stage_grows_with_its_tokens():
     recipe = recipes.gemma4_e2b()
     model = estimate.shaped(KNOWN[recipe.domain.model], 4)
     none = estimate.Work({}, 0, 0, "")
-    cost = estimate.domain_cost(recipe.domain, model, none, 0.0)
+    cost = estimate.domain_cost(recipe.domain, model, none, 0.0, 2)
     tokens = 400 * 4096
     assert cost.macs / tokens == pytest.approx(3 * 1.88e9 + 2 * 0.403e9, rel=0.03)
     longer = replace(recipe.domain, length=1024)
-    assert estimate.domain_cost(longer, model, none, 0.0).macs == pytest.approx(
+    assert estimate.domain_cost(longer, model, none, 0.0, 2).macs == pytest.approx(
         2 * cost.macs, rel=0.03
     )  # it attends to more
-    assert estimate.domain_cost(longer, model, none, 0.0).memory > cost.memory
+    assert estimate.domain_cost(longer, model, none, 0.0, 2).memory > cost.memory
 
 
 @pytest.mark.parametrize("name", ["gemma4_e2b", "gemma3n_e2b", "gemma4_e4b"])
