@@ -1,5 +1,6 @@
 """What `agp train RECIPE` does: the stages of a recipe one after another, in one folder."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from agp.models.decoder import Decoder
 from agp.models.folder import stated
 from agp.overrides import from_file, override
 from agp.text import open_tokenizer
+from agp.train import METRICS
 from curricula import estimate, recipes, runner
 from curricula.recipes import Recipe
 from curricula.stages import harvest, rows
@@ -113,12 +115,11 @@ def shaped(recipe: Recipe) -> Decoder:
 
 def preview(recipe: Recipe, stages: list[runner.Stage], root: Path, lacking: list[str]) -> int:
     """Stages and gates; then what they would take."""
-    states = {stage.name: runner.state(root / stage.name) for stage in stages}
     for stage in stages:
         gate = ", ".join(f"{name} {goal}" for name, goal in stage.gate.items()) or "no gate"
-        print(f"{stage.name:<12} {states[stage.name]:<24} {gate}")
+        print(f"{stage.name:<12} {runner.state(root / stage.name):<24} {gate}")
     try:
-        takes(recipe, states, root)
+        takes(recipe, stages, root)
     except ValueError as e:
         print(f"\nwhat they take is not estimated: {e}")
     if lacking:
@@ -126,7 +127,7 @@ def preview(recipe: Recipe, stages: list[runner.Stage], root: Path, lacking: lis
     return 0
 
 
-def takes(recipe: Recipe, states: Mapping[str, str], root: Path) -> None:
+def takes(recipe: Recipe, stages: list[runner.Stage], root: Path) -> None:
     """A table of memory, disk and time, on a Mac as assumed and here."""
     model, work = shaped(recipe), observed(recipe, root)
     machines = [MAC, here(recipe.domain, shaped(recipe))]
@@ -137,9 +138,9 @@ def takes(recipe: Recipe, states: Mapping[str, str], root: Path) -> None:
         f"{'':<12} {'disk':>9}"
         + "".join(f" | {machine.name + ': memory':>18} {'time left':>9}" for machine in machines)
     )
-    for name, state in states.items():
-        if name in found[0]:
-            columns = [column(costs[name], machine, state) for costs, machine in zip(found, machines, strict=True)]
+    for stage in stages:
+        if (name := stage.name) in found[0]:
+            columns = [column(stage, costs[name], of, root) for costs, of in zip(found, machines, strict=True)]
             print(f"{name:<12} {sized(found[0][name].disk):>9}" + "".join(columns))
         elif name != "rows":
             print(f"{name:<12} not estimated")
@@ -150,9 +151,19 @@ def takes(recipe: Recipe, states: Mapping[str, str], root: Path) -> None:
     print(f"disk: {sized(needed)} in all, {sized(free)} are free here{'' if needed < free else ': TOO LITTLE'}")
 
 
-def column(cost: estimate.Cost, machine: Machine, state: str) -> str:
-    time = "-" if state.startswith(("whole", "past")) else spanned(cost.macs / machine.rate)
-    return f" | {sized(cost.memory):>18} {time:>9}"
+def column(stage: runner.Stage, cost: estimate.Cost, machine: Machine, root: Path) -> str:
+    share = left(stage, cost, root / stage.name)
+    return f" | {sized(cost.memory):>18} {spanned(share * cost.macs / machine.rate) if share else '-':>9}"
+
+
+def left(stage: runner.Stage, cost: estimate.Cost, out: Path) -> float:
+    """The share of a stage that is still to be done: by steps where it has some, else by what has been written."""
+    if (out / runner.MANIFEST).exists():
+        return 0
+    if not hasattr(stage.config, "fit"):
+        return max(0, 1 - sum(path.stat().st_size for path in out.glob("*.safetensors")) / cost.disk)
+    rows = (out / METRICS).read_text().splitlines() if (out / METRICS).exists() else []
+    return 1 - max((json.loads(row)["step"] for row in rows), default=0) / stage.config.fit.steps
 
 
 def verdict(costs: Mapping[str, estimate.Cost], machine: Machine) -> str:

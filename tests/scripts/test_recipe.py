@@ -3,11 +3,12 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
-from curricula import runner
-from scripts import cli
+from curricula import estimate, recipes, runner
+from scripts import cli, recipe
 from tests.curricula.run import smoke
 
 STAGES = ["rows", "domain", "harvest"]
@@ -71,6 +72,20 @@ def test_what_is_whole_takes_no_more_time(made, capsys):
     assert train("smoke", "--out", str(made), "--dry-run") == 0
     said = capsys.readouterr().out
     assert re.search(r"harvest .* - \| .* -$", said, re.MULTILINE)
+
+
+def test_of_what_is_begun_only_the_rest_is_left(made):
+    rows, domain, harvest = recipes.stages(recipes.smoke())
+    cost = estimate.Cost(0, sum(p.stat().st_size for p in (made / "harvest").glob("*.safetensors")), 0, ())
+    assert recipe.left(harvest, cost, made / "harvest") == recipe.left(domain, cost, made / "domain") == 0
+    for stage in (domain, harvest):
+        (made / stage.name / "manifest.json").unlink()
+        assert recipe.left(stage, cost, made / stage.name) == 0
+    (made / "harvest/heads-0000.safetensors").unlink()
+    assert 0 < recipe.left(harvest, cost, made / "harvest") < 0.5
+    longer = replace(domain, config=replace(domain.config, fit=replace(domain.config.fit, steps=8)))
+    assert recipe.left(longer, cost, made / "domain") == 0.75
+    assert recipe.left(domain, cost, made / "nowhere") == recipe.left(harvest, cost, made / "nowhere") == 1
 
 
 @pytest.mark.parametrize("name", ["gemma4_e2b", "gemma3n_e2b", "gemma4_e4b"])
