@@ -111,7 +111,7 @@ def test_rows_of_your_own_are_counted(tmp_path, capsys):
     words = ["gemma4_e2b", "--data", str(tmp_path / "notes"), "--out", str(tmp_path / "run"), "--dry-run"]
     assert train(*words) == 0
     said = capsys.readouterr().out
-    assert "640 rows, 3.5 letters a token" in said  # 240 of them are what it could do before
+    assert "; 400 rows, 3.5 letters a token" in said
     assert "would not start" not in said
 
 
