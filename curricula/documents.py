@@ -5,12 +5,14 @@ whose likeliest continuation is a loop, it is a drawn one of a window.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from agp.data import Row
 from agp.text import Tokenizer
+
+T = TypeVar("T")
 
 
 class Prompt(NamedTuple):
@@ -22,13 +24,19 @@ class Prompt(NamedTuple):
 
 
 def prompts(
-    rows: Mapping[str, Sequence[Row]], tokenizer: Tokenizer, *, longest: int, window: int, windows: int
+    rows: Mapping[str, Sequence[Row]],
+    tokenizer: Tokenizer,
+    *,
+    longest: int,
+    window: int,
+    windows: int,
+    turns: int | None = None,
 ) -> list[Prompt]:
-    """All of them, those of like kind and length together. Of each source of plain text so many `windows`."""
+    """Those of like kind and length together. Of each source so many `windows` of plain text, or so many `turns`."""
     found = []
     for source, given in rows.items():
-        turns = [row for row in given if row.layout != "text"]
-        found += [asked(source, row, tokenizer, longest) for row in turns]
+        said = [row for row in given if row.layout != "text"]
+        found += [asked(source, row, tokenizer, longest) for row in spread(said, len(said) if turns is None else turns)]
         found += cut(source, [row for row in given if row.layout == "text"], tokenizer, window, windows)
     return sorted(found, key=lambda prompt: (prompt.drawn, len(prompt.ids), prompt.ids))
 
@@ -46,8 +54,13 @@ def cut(source: str, rows: Sequence[Row], tokenizer: Tokenizer, window: int, win
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     texts = [tokenizer.encode(row.text, bos=False) for row in rows]
     places = [(r, at) for r, ids in enumerate(texts) for at in range(0, len(ids) - window, max(1, window // 2))]
-    picked = np.unique(np.linspace(0, len(places) - 1, min(windows, len(places))).astype(int)) if places else []
     return [
         Prompt(source, f"{source}/{rows[r].document}", (*begin, *texts[r][at : at + window]), True, rows[r].concepts)
-        for r, at in (places[i] for i in picked)
+        for r, at in spread(places, windows)
     ]
+
+
+def spread(given: Sequence[T], count: int) -> list[T]:
+    """At most so many, evenly over all of them."""
+    few = min(count, len(given))
+    return [given[i] for i in np.linspace(0, len(given) - 1, few).astype(int)] if few else []

@@ -112,7 +112,13 @@ def vitality(
 def went_on(model: Decoder, stream: Stream, tap: int, without: Sequence[int]) -> mx.array:
     """The likeliest token after the remaining blocks; capped or not, the same logit is largest."""
     out = model.blocks(stream, start=tap + 1, visit=skip([Site(block, "block") for block in without]))
-    return mx.argmax(model.uncapped(model.normed(out.hidden)), axis=-1)
+    states = model.normed(out.hidden)
+    few = max(1, ROOM // (model.config.vocab_size * len(states)))
+    found = []
+    for at in range(0, states.shape[1], few):
+        found.append(mx.argmax(model.uncapped(states[:, at : at + few]), axis=-1))
+        mx.eval(found[-1])
+    return mx.concatenate(found, axis=1)
 
 
 def chosen(blocks: list[int], count: int, key: mx.array) -> list[int]:

@@ -6,7 +6,7 @@ from agp.train import FitConfig
 from curricula.runner import Stage
 from curricula.stages import adapt, domain, harvest, rows
 
-NAMES = ("tiny", "tiny3n", "smoke")
+NAMES = ("tiny", "tiny3n", "smoke", "gemma4_e2b", "gemma3n_e2b", "gemma4_e4b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +14,7 @@ class Recipe:
     rows: rows.Config
     domain: domain.Config
     harvest: harvest.Config
+    after: str = ""  # a recipe that must have passed all its gates before this one begins
     gates: dict[str, dict[str, str]] = field(default_factory=dict)  # of each stage
 
 
@@ -69,3 +70,60 @@ def smoke() -> Recipe:
         harvest=replace(recipe.harvest, windows=(8, 2, 4, 4), answer=6, noises=1, omissions=1, shard=16, compared=4),
         gates={},
     )
+
+
+def gemma4_e2b() -> Recipe:
+    """The curriculum on Gemma 4 E2B and rows of your own: on a Mac with 16 GB, a day or so."""
+    recipe = tiny()
+    return replace(
+        recipe,
+        rows=rows.Config(),
+        domain=domain.Config(
+            model="google/gemma-4-E2B-it",
+            quantize=4,
+            length=512,
+            rows=2,
+            fit=FitConfig(steps=400, rate=2e-4, warmup=20, accumulate=4, evaluate_every=100, save_every=25),
+        ),
+        harvest=harvest.Config(
+            taps=(14, 19, 24, 29),
+            window=64,
+            windows=(2000, 200, 1200, 1200),
+            turns=(2000, 200, 1200, 1200),
+            answer=32,
+            shard=16,
+            together=16,
+            compared=16,
+        ),
+        gates=recipe.gates | {"domain": {"loss_drop": ">= 0.05", "general_drop": "<= 2"}},
+    )
+
+
+def gemma3n_e2b() -> Recipe:
+    """The same on Gemma 3n E2B, whose states are four streams: fewer of them, for they fill the disk."""
+    recipe = gemma4_e2b()
+    return replace(
+        recipe,
+        domain=replace(recipe.domain, model="google/gemma-3n-E2B-it", rows=1, fit=longer(recipe.domain.fit)),
+        harvest=replace(
+            recipe.harvest, taps=(19, 20, 23, 26), windows=(1200, 120, 1050, 800), turns=(1200, 120, 1050, 800)
+        ),
+    )
+
+
+def gemma4_e4b() -> Recipe:
+    """Phase two: Gemma 4 E4B, once all gates of E2B are passed."""
+    recipe = gemma4_e2b()
+    return replace(
+        recipe,
+        after="gemma4_e2b",
+        domain=replace(recipe.domain, model="google/gemma-4-E4B-it", rows=1, fit=longer(recipe.domain.fit)),
+        harvest=replace(
+            recipe.harvest, taps=(23, 26, 29, 35), windows=(1600, 160, 1050, 1000), turns=(1600, 160, 1050, 1000)
+        ),
+    )
+
+
+def longer(fit: FitConfig) -> FitConfig:
+    """The same batch, in micro-batches half as large."""
+    return replace(fit, accumulate=2 * fit.accumulate)

@@ -1,17 +1,30 @@
 """What `agp train RECIPE` does: the stages of a recipe one after another, in one folder."""
 
-import sys
+import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from agp import data
 from agp.artifacts import alone, unwritable, write_json
+from agp.figures import met
 from agp.hosts import announced, joined, told
+from agp.models.decoder import Decoder
+from agp.models.folder import stated
 from agp.overrides import from_file, override
-from curricula import recipes, runner
+from agp.text import open_tokenizer
+from agp.train import METRICS
+from curricula import estimate, recipes, runner
 from curricula.recipes import Recipe
+from curricula.stages import harvest, rows
 from scripts.asked import all_named
+from scripts.machine import MAC, Machine, here
 
 ABOUT = "recipe.json"
+GB = 1e9
+SAMPLE = 200  # rows by which letters are counted to a token
+SPANS = ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h"), (float("inf"), 86_400, "days"))
 
 
 def run(args, name: str) -> int:
@@ -23,8 +36,11 @@ def run(args, name: str) -> int:
         raise ValueError("--past-gate NAME and --why TEXT go together: a gate is passed for a reason, which is kept")
     stages = recipes.stages(recipe)
     runner.check(stages)
+    lacking = missing(recipe, args.after or root.parent / recipe.after)
     if args.dry_run:
-        return preview(stages, root)
+        return preview(recipe, stages, root, lacking)
+    if lacking:
+        raise ValueError("; ".join(lacking))
     past = None if args.past_gate is None else runner.Past(args.past_gate, args.why)
     hosts = told()
     with announced(hosts, args.wait):
@@ -44,18 +60,144 @@ def run(args, name: str) -> int:
 def asked_for(args, name: str) -> Recipe:
     """The recipe with what was given on the command line and in a file."""
     recipe: Recipe = getattr(recipes, name)()
+    after = recipe.after
     if args.config:
         recipe = from_file(recipe, args.config)
     given = {key: getattr(args, key) for key in ("model", "dtype", "quantize", "table")}
     given = {key: value for key, value in given.items() if value is not None}
     recipe = replace(recipe, domain=replace(recipe.domain, **given))
-    if args.data:
-        recipe = replace(recipe, rows=replace(recipe.rows, data=all_named(args.data), made={}))
-    return override(recipe, args.settings)
+    if args.data:  # the weights were those of made rows
+        own = replace(recipe.rows, data=all_named(args.data), made={})
+        recipe = replace(recipe, rows=own, domain=replace(recipe.domain, weights={}))
+    recipe = override(recipe, args.settings)
+    if recipe.after != after:
+        raise ValueError(f"after is {after!r}, and that is no setting; --after DIR says where its run is")
+    if args.after and not after:
+        raise ValueError(f"--after is of recipes that come after another, and {name} does not; leave it out")
+    return recipe
 
 
-def preview(stages: list[runner.Stage], root: Path) -> int:
+def missing(recipe: Recipe, before: Path) -> list[str]:
+    """What must be there, or be otherwise, before anything starts."""
+    wrong = [*rows.faults(recipe.rows), *harvest.faults(recipe.harvest)]
+    try:
+        model = shaped(recipe)
+    except ValueError:
+        model = None  # what is wrong is said in full when it is opened
+    try:
+        if model is not None:
+            harvest.chosen(recipe.harvest, model)
+    except ValueError as e:
+        wrong.append(str(e))
+    return wrong + (not_passed(recipe.after, before) if recipe.after else [])
+
+
+def not_passed(name: str, root: Path) -> list[str]:
+    """What keeps a run of the recipe `name` from having passed all its gates."""
+    mend = f"run `agp train {name} --data DIR --out {root}`, or say where such a run is: --after DIR"
+    if not (root / ABOUT).exists():
+        return [f"a run of {name} must have passed all its gates first, and there is none in {root}: {mend}"]
+    said = []
+    for stage in recipes.stages(getattr(recipes, name)()):
+        found = runner.state(root / stage.name)
+        if found == "whole":  # by the recipe's own gates: those of the run may have been eased
+            metrics = runner.read(root / stage.name)["metrics"]
+            short = [name for name, goal in stage.gate.items() if name not in metrics or not met(metrics[name], goal)]
+            found = "; ".join(f"{name} is {metrics.get(name)}, not {stage.gate[name]}" for name in short) or found
+        said += [] if found == "whole" else [f"{stage.name} ({found})"]
+    return [f"{root} has not passed all gates of {name}: {', '.join(said)}; {mend}"] if said else []
+
+
+def shaped(recipe: Recipe) -> Decoder:
+    given, _ = stated(recipe.domain.model, recipe.domain.revision)
+    return estimate.shaped(given, recipe.domain.quantize)
+
+
+def preview(recipe: Recipe, stages: list[runner.Stage], root: Path, lacking: list[str]) -> int:
+    """Stages and gates; then what they would take."""
     for stage in stages:
         gate = ", ".join(f"{name} {goal}" for name, goal in stage.gate.items()) or "no gate"
-        print(f"{stage.name:<12} {runner.state(root / stage.name):<24} {gate}", file=sys.stdout)
+        print(f"{stage.name:<12} {runner.state(root / stage.name):<24} {gate}")
+    try:
+        takes(recipe, stages, root)
+    except ValueError as e:
+        print(f"\nwhat they take is not estimated: {e}")
+    if lacking:
+        print("\nIt would not start:", *(f"- {fault}" for fault in lacking), sep="\n")
     return 0
+
+
+def takes(recipe: Recipe, stages: list[runner.Stage], root: Path) -> None:
+    """A table of memory, disk and time, on a Mac as assumed and here."""
+    model, work = shaped(recipe), observed(recipe, root)
+    machines = [MAC, here(recipe.domain, shaped(recipe))]
+    found = [estimate.costs(recipe, model, work, machine.room, machine.number) for machine in machines]
+    known = "" if stated(recipe.domain.model, recipe.domain.revision)[1] else " (not here: by its public config)"
+    print(f"\nWhat they take, estimated for {recipe.domain.model}{known}; {work.note}\n")
+    print(
+        f"{'':<12} {'disk':>9}"
+        + "".join(f" | {machine.name + ': memory':>18} {'time left':>9}" for machine in machines)
+    )
+    for stage in stages:
+        if (name := stage.name) in found[0]:
+            columns = [column(stage, costs[name], of, root) for costs, of in zip(found, machines, strict=True)]
+            print(f"{name:<12} {sized(found[0][name].disk):>9}" + "".join(columns))
+        elif name != "rows":
+            print(f"{name:<12} not estimated")
+    print("", *(f"{name}: {told}" for name, cost in found[0].items() for told in cost.shapes), "", sep="\n")
+    for costs, machine in zip(found, machines, strict=True):
+        print(f"{machine.name}: {verdict(costs, machine)}\n  {machine.about}")
+    needed, free = sum(cost.disk for cost in found[0].values()), shutil.disk_usage(parent(root)).free
+    print(f"disk: {sized(needed)} in all, {sized(free)} are free here{'' if needed < free else ': TOO LITTLE'}")
+
+
+def column(stage: runner.Stage, cost: estimate.Cost, machine: Machine, root: Path) -> str:
+    share = left(stage, cost, root / stage.name)
+    return f" | {sized(cost.memory):>18} {spanned(share * cost.macs / machine.rate) if share else '-':>9}"
+
+
+def left(stage: runner.Stage, cost: estimate.Cost, out: Path) -> float:
+    """The share of a stage that is still to be done: by steps where it has some, else by what has been written."""
+    if (out / runner.MANIFEST).exists():
+        return 0
+    if not hasattr(stage.config, "fit"):
+        return max(0, 1 - sum(path.stat().st_size for path in out.glob("*.safetensors")) / cost.disk)
+    rows = (out / METRICS).read_text().splitlines() if (out / METRICS).exists() else []
+    return 1 - max((json.loads(row)["step"] for row in rows), default=0) / stage.config.fit.steps
+
+
+def verdict(costs: Mapping[str, estimate.Cost], machine: Machine) -> str:
+    most = max(cost.memory for cost in costs.values())
+    fits = "fits" if most <= machine.room else "DOES NOT FIT"
+    return f"{fits}: {sized(most)} at the peak, and a model may take {sized(machine.room)}"
+
+
+def observed(recipe: Recipe, root: Path) -> estimate.Work:
+    """The rows there are, or as many as there may be."""
+    there = runner.state(root / "rows") == "whole"
+    remote = any(data.on_hub(where) for where in recipe.rows.data.values())
+    if not there and (rows.faults(recipe.rows) or remote):
+        return estimate.assumed(recipe)
+    own = replace(recipe.rows, general={})  # those are few, and take long to make
+    given = {role: rows.read(root / "rows", role) for role in rows.ROLES} if there else rows.understood(own)
+    config, folder = stated(recipe.domain.model, recipe.domain.revision)
+    tokenizer = open_tokenizer(folder, config) if folder is not None else None
+    some = [row for of in given["test"].values() for row in of[:SAMPLE]]
+    if tokenizer is None or not some:
+        return estimate.counted(recipe, given, estimate.LETTERS)
+    texts = [row.text + "".join(str(turn.get("content")) for turn in row.messages) for row in some]
+    return estimate.counted(recipe, given, sum(map(len, texts)) / sum(len(tokenizer.encode(text)) for text in texts))
+
+
+def parent(root: Path) -> Path:
+    """The lowest folder above that there is."""
+    return root if root.exists() else parent(root.absolute().parent)
+
+
+def sized(count: float) -> str:
+    return f"{count / GB:,.1f} GB" if count >= GB / 10 else f"{count / 1e6:,.1f} MB"
+
+
+def spanned(seconds: float) -> str:
+    most, unit, name = next(span for span in SPANS if seconds < span[0])
+    return f"{seconds / unit:,.{int(unit >= 3600)}f} {name}"

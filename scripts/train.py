@@ -3,7 +3,11 @@
 agp train                                   the recipe `tiny`, on what is shipped
 agp train tiny --until harvest domain.rank=4
 agp train tiny --from domain domain.fit.steps=80
-agp train smoke --dry-run
+agp train tiny --dry-run
+
+agp train gemma4_e2b --dry-run                             with no data and no download: memory, disk, time
+agp train gemma4_e2b --data notes/ --data chat=talks/      on your own rows: docs/your-own-data.md
+agp train gemma4_e4b --data notes/ --after runs/gemma4_e2b
 
 agp train domain --model google/gemma-4-E2B-it --quantize 4 --data notes/ --out runs/notes
 agp train domain --model tiny-gemma4 --data chat=a/ --data code=b/ --out runs/x kind=dora fit.steps=500
@@ -19,7 +23,6 @@ Under mlx.launch all hosts train as one: docs/two-macs.md.
 
 import argparse
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -28,15 +31,13 @@ from operator import itemgetter
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 from tqdm import tqdm
 
 from agp.adapters import adapted, trainable
 from agp.artifacts import alone, unwritable, version
 from agp.hosts import announced, joined, told
-from agp.language import look_up, loss
+from agp.language import look_up
 from agp.memory import available
-from agp.models import gemma4
 from agp.models.load import DTYPES, TABLES
 from agp.overrides import from_file, override
 from agp.packing import assemble, drawn
@@ -47,6 +48,7 @@ from curricula import recipes
 from curricula.stages import domain
 from scripts import recipe
 from scripts.asked import all_named, some_path
+from scripts.machine import timed
 
 
 def add_arguments(parser) -> None:
@@ -76,11 +78,14 @@ def add_arguments(parser) -> None:
         help="for a host that does not come, or has gone silent (default: 120)",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be trained, on what, how long; of a recipe, its stages"
+        "--dry-run", action="store_true", help="say what would be done, and what memory, disk and time it would take"
     )
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage of the recipe")
     parser.add_argument(
         "--from", dest="again", metavar="STAGE", help="make it and what follows again; what is there is kept beside"
+    )
+    parser.add_argument(
+        "--after", type=some_path, metavar="DIR", help="the run that must have passed before this one (gemma4_e4b)"
     )
     parser.add_argument("--past-gate", metavar="STAGE", help="go on though its gate is closed; needs --why")
     parser.add_argument("--why", metavar="TEXT", help="the reason, kept in the manifest")
@@ -108,7 +113,7 @@ def run(args) -> int:
 
 def adapt(args) -> int:
     """The domain adapter alone."""
-    for name in ("until", "again", "past_gate", "why"):
+    for name in ("until", "again", "after", "past_gate", "why"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{'from' if name == 'again' else name.replace('_', '-')} is of recipes; leave it out")
     config = from_file(domain.Config(), args.config) if args.config else domain.Config()
@@ -213,9 +218,7 @@ def preview(config: domain.Config, job: domain.Job) -> None:
 
 
 def too_large(config: domain.Config, job: domain.Job) -> str | None:
-    """Said of Gemma 4, whose peak can be estimated."""
-    model = job.loaded.model
-    if not isinstance(model.config, gemma4.Config) or (needed := estimated(model, config, job)) <= available():
+    if (needed := estimated(job.loaded.model, config, job)) <= available():
         return None
     return (
         f"a step would take about {needed / 1e9:.1f} GB, and {available() / 1e9:.1f} GB are there: fewer rows (now "
@@ -228,17 +231,6 @@ def estimated(model, config: domain.Config, job: domain.Job) -> float:
     learned, packed = trainable(model), bool(quantized_paths(model))
     length = max(sum(len(e.ids) for e in row) for stream in job.mixture.streams for row in stream.all_rows())
     return mx.get_active_memory() + 8 * learned + step_bytes(model.config, config.rows, length, learned, packed)
-
-
-def timed(model, batch) -> float:
-    """Of a step's gradient, the second time it is asked for."""
-    graph = mx.compile(nn.value_and_grad(model, lambda *b: loss(model, *b)), inputs=model.state, outputs=model.state)
-    seconds = 0.0
-    for _ in range(2):
-        started = time.perf_counter()
-        mx.eval(graph(batch))
-        seconds = time.perf_counter() - started
-    return seconds
 
 
 def marked(example: Example, tokenizer) -> str:

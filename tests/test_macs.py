@@ -5,28 +5,11 @@ import pytest
 from agp.adapters import attach
 from agp.macs import macs
 from agp.models import gemma4
+from agp.models.known import KNOWN
 from agp.targets import design
 from tests.toys import FAMILIES, toy
 
-E2B = {
-    "hidden_size": 1536,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 35,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 1,
-    "head_dim": 256,
-    "global_head_dim": 512,
-    "num_kv_shared_layers": 20,
-    "use_double_wide_mlp": True,
-    "sliding_window": 512,
-    "vocab_size": 262_144,
-    "vocab_size_per_layer_input": 262_144,
-    "hidden_size_per_layer_input": 256,
-    "layer_types": [*["sliding_attention"] * 4, "full_attention"] * 7,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 131_072,
-    "tie_word_embeddings": True,
-}
+E2B = KNOWN["google/gemma-4-E2B-it"]
 
 
 def test_e2b_costs_what_is_published():

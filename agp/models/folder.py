@@ -18,6 +18,8 @@ from huggingface_hub.errors import (
 
 from agp.models import gemma3n, gemma4
 from agp.models.decoder import Decoder
+from agp.models.files import read_json
+from agp.models.known import KNOWN
 from agp.models.layout import positive
 from agp.models.tensors import clean, shown
 
@@ -77,6 +79,21 @@ def find(source: str | Path, revision: str | None) -> Path:
         raise ValueError(f"{nowhere} the Hub does not know {name} (or it is private: `hf auth login`)") from e
     except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as e:
         raise ValueError(f"{nowhere} the Hub cannot be reached for {name}, which is not in its cache") from e
+
+
+def stated(source: str | Path, revision: str | None = None) -> tuple[dict[str, Any], Path | None]:
+    """config.json and its folder, where the checkpoint is here; a public one's is known without. Nothing is fetched."""
+    name = str(source)
+    if name in SHIPPED or Path(name).expanduser().exists() or not HUB_ID.fullmatch(name):
+        folder = find(source, revision)
+        return read_json(folder / "config.json"), folder
+    cached = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+    if isinstance(cached, str):
+        folder = Path(cached).parent
+        return read_json(folder / "config.json"), folder
+    if name not in KNOWN:
+        raise ValueError(f"{name} is not here, and its shape is not known before it is")
+    return KNOWN[name], None
 
 
 def build(given: Mapping[str, Any], spare_kv: bool = False) -> Decoder:

@@ -35,6 +35,9 @@ class Config:
     longest: int = 512  # tokens of a prompt
     window: int = 24  # tokens of a window of plain text
     windows: tuple[int, ...] = (400, 60, 200, 200)  # of each source of plain text, for each role
+    turns: tuple[
+        int, ...
+    ] = ()  # likewise of each source of conversations, of which the last turn is answered; none: all
     answer: int = 24  # tokens that the teacher says at most
     temperature: float = 1.0  # at which it goes on with plain text; what it answers is its likeliest
     shard: int = 128  # documents
@@ -54,14 +57,20 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     loaded = teacher(needs["domain"])
     assert loaded.tokenizer is not None
     taps, found = chosen(config, loaded.model), {}
-    for role, count in zip(ROLES, config.windows, strict=True):
+    for role in ROLES:
         given = {source: of for source, of in rows.read(needs["rows"], role).items() if source != rows.GENERAL}
-        cut = {"longest": config.longest, "window": config.window, "windows": count}
-        found[role] = prompts(given, loaded.tokenizer, **cut)
+        found[role] = prompts(given, loaded.tokenizer, **cuts(config, role))
     parts = shards(found, config.shard)
     make(config, loaded, taps, parts, out, group)
     about(config, loaded.model, taps, parts, out)
     return measured(out) | {"adapter_change": change(config, loaded, taps, found["heads"])}
+
+
+def cuts(config: Config, role: str) -> dict[str, Any]:
+    """What of a role's rows is observed."""
+    number = ROLES.index(role)
+    turns = config.turns[number] if config.turns else None
+    return {"longest": config.longest, "window": config.window, "windows": config.windows[number], "turns": turns}
 
 
 def faults(config: Config) -> list[str]:
@@ -83,6 +92,8 @@ def faults(config: Config) -> list[str]:
         wrong.append("noises and omissions are both 0: vitality needs some disturbance")
     if len(config.windows) != len(ROLES) or min(config.windows) < 0:
         wrong.append(f"windows are {config.windows}; a number for each of {', '.join(ROLES)} is needed")
+    if config.turns and (len(config.turns) != len(ROLES) or min(config.turns) < 0):
+        wrong.append(f"turns are {config.turns}; a number for each of {', '.join(ROLES)}, or none, is needed")
     if config.window >= config.longest:
         wrong.append(f"window is {config.window}; less than longest, {config.longest}, is needed")
     if not config.sigma > 0:

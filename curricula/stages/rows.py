@@ -39,9 +39,7 @@ def given(config: Config) -> dict[str, Any]:
 def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
     if wrong := faults(config):
         raise ValueError("; ".join(wrong))
-    found = {name: carved(data.read(where, name, config.columns), config.shares) for name, where in config.data.items()}
-    found = (found or shifted(config.made)) | general(config.general)
-    for source, roles in found.items():
+    for source, roles in (found := divided(config)).items():
         for role, rows in roles.items():
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_bytes(out / source / f"{role}.jsonl", lines.encode())
@@ -50,12 +48,18 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     return {"rows": counts} | {role: sum(roles.get(role, 0) for roles in theirs) for role in ROLES}
 
 
+def divided(config: Config) -> dict[str, dict[str, list[dict]]]:
+    """By source and role, as they are written."""
+    found = {name: carved(data.read(where, name, config.columns), config.shares) for name, where in config.data.items()}
+    return (found or shifted(config.made)) | general(config.general)
+
+
 def faults(config: Config) -> list[str]:
     wrong = []
     if config.data and config.made:
         wrong.append("data and made are both given: rows are read or made, not both")
     if not config.data and not config.made:
-        wrong.append("data is missing: folders with train.jsonl, by name")
+        wrong.append("data is missing: rows of your own, --data DIR with train.jsonl in it (docs/your-own-data.md)")
     for name in ("shares", "made", "general"):
         given = getattr(config, name)
         if strange := sorted(given.keys() - set(ROLES)):
@@ -104,11 +108,22 @@ def written(row: data.Row) -> dict[str, Any]:
     return what | {"document": row.document} | ({"concepts": row.concepts} if row.concepts else {})
 
 
+def understood(config: Config) -> dict[str, dict[str, list[data.Row]]]:
+    """By role and source, as `read` would find them, without a folder."""
+    found: dict[str, dict[str, list[data.Row]]] = {role: {} for role in ROLES}
+    for source, roles in divided(config).items():
+        for role, given in roles.items():
+            found[role][source] = parsed((f"{source}:{n}", lambda row=row: row) for n, row in enumerate(given))
+    return found
+
+
 def read(folder: Path, role: str) -> dict[str, list[data.Row]]:
     """The rows of a role, by source."""
-    found: dict[str, list[data.Row]] = {}
-    for file in sorted(folder.glob(f"*/{role}.jsonl")):
-        wrong: list[str] = []
-        found[file.parent.name] = list(data.rows(data.lines(file), wrong))
-        assert not wrong, wrong  # it was checked when it was written
+    return {file.parent.name: parsed(data.lines(file)) for file in sorted(folder.glob(f"*/{role}.jsonl"))}
+
+
+def parsed(given: data.Given) -> list[data.Row]:
+    wrong: list[str] = []
+    found = list(data.rows(given, wrong))
+    assert not wrong, wrong  # it was checked when it was written
     return found

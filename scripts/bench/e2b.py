@@ -26,6 +26,7 @@ import agp
 from agp.artifacts import RESULTS, ROOT, write_results
 from agp.generate import generate
 from agp.models.folder import build
+from agp.models.known import KNOWN
 from agp.models.load import TABLES
 from agp.quant import Packing, leaves, swap
 
@@ -34,28 +35,7 @@ SEED = 0
 GB = 1e9
 PACKING = Packing(bits=4, group_size=64)
 PIECE = 1 << 24  # numbers drawn at once
-CONFIG: dict[str, Any] = {
-    "model_type": "gemma4_text",
-    "hidden_size": 1536,
-    "num_hidden_layers": 35,
-    "num_kv_shared_layers": 20,
-    "layer_types": [*["sliding_attention"] * 4, "full_attention"] * 7,
-    "sliding_window": 512,
-    "intermediate_size": 6144,
-    "use_double_wide_mlp": True,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 1,
-    "head_dim": 256,
-    "global_head_dim": 512,
-    "hidden_size_per_layer_input": 256,
-    "vocab_size": 262_144,
-    "vocab_size_per_layer_input": 262_144,
-    "max_position_embeddings": 131_072,
-    "rms_norm_eps": 1e-6,
-    "final_logit_softcapping": 30.0,
-    "tie_word_embeddings": True,
-    "quantization": PACKING._asdict(),
-}
+CONFIG = KNOWN["google/gemma-4-E2B-it"] | {"quantization": PACKING._asdict()}
 
 
 def add_arguments(parser) -> None:

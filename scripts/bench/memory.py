@@ -3,8 +3,8 @@
 agp bench memory
 agp bench memory --weights /big/disk/e2b --tokens 128 512      full-size E2B in 4 bits, which takes minutes a step
 
-Each shape is a process of its own. The last cases are a full-size random E2B in 4 bits; for lengths that are not run
-here the figure is the estimate.
+Each shape, of Gemma 4 or 3n, is a process of its own. The last cases are a full-size random E2B in 4 bits; for lengths
+that are not run here the figure is the estimate.
 """
 
 import json
@@ -18,6 +18,7 @@ from agp.adapters import linears, shape
 from agp.artifacts import RESULTS, ROOT, write_results
 from agp.footprint import SHAPES
 from agp.models import gemma4
+from agp.models.folder import build
 from agp.peak import step_bytes
 from agp.targets import design
 from scripts.bench import e2b
@@ -26,6 +27,7 @@ from scripts.bench.decode import SHARED
 COMMAND = "agp bench memory"
 GB = 1e9
 SHAPE = {"hidden": 256, "blocks": 10, "mlp": 1024, "heads": 4, "told": 32, "words": 4096, "rows": 4, "length": 256}
+SHAPE |= {"streams": 1}  # more of them make a Gemma 3n
 CASES = [
     {},
     {"length": 128},
@@ -39,6 +41,14 @@ CASES = [
     {"rows": 1, "length": 768, "blocks": 20, "mlp": 512, "heads": 2, "words": 32_768},
     {"rows": 1, "length": 512, "hidden": 128, "blocks": 15, "mlp": 512, "told": 128},
     {"hidden": 512, "blocks": 15, "mlp": 2048, "told": 64},
+    {"streams": 4},
+    {"streams": 2},
+    {"streams": 4, "words": 262_144, "length": 128},
+    {"streams": 4, "rows": 1, "length": 1024},
+    {"streams": 4, "blocks": 20},
+    {"streams": 4, "mlp": 3072},
+    {"streams": 4, "rows": 2, "hidden": 768},
+    {"streams": 4, "rows": 2, "hidden": 512, "blocks": 15, "mlp": 2048, "told": 64},
 ]
 ASKED = (512, 2048)
 GOALS = {512: "<= 4", 2048: "<= 10"}
@@ -73,7 +83,7 @@ def apart(told: dict[str, Any]) -> dict[str, float]:
 
 def judged(case: dict[str, Any], step: dict[str, float]) -> dict[str, Any]:
     """Of the whole peak, weights included."""
-    config = e2b_config() if "e2b" in case else gemma4.Config.from_dict(config_of(SHAPE | case))
+    config = e2b_config() if "e2b" in case else build(config_of(SHAPE | case)).config
     rows, length = (1, case["e2b"]) if "e2b" in case else ((SHAPE | case)["rows"], (SHAPE | case)["length"])
     said = step["held"] + step_bytes(config, rows, length, int(step["trained"]), "e2b" in case)
     row = {"case": case, **step, "estimate": said, "off": said / step["peak"] - 1}
@@ -86,22 +96,25 @@ def e2b_config() -> gemma4.Config:
 
 
 def config_of(of: dict[str, int]) -> dict[str, Any]:
-    return SHARED | {
-        "model_type": "gemma4_text",
+    blocks, own = of["blocks"], {"model_type": "gemma4_text", "global_head_dim": 128}
+    if of["streams"] > 1:
+        sparse = [0.95] * (blocks // 3) + [0.0] * (blocks - blocks // 3)
+        own = {"model_type": "gemma3n_text", "altup_num_inputs": of["streams"], "activation_sparsity_pattern": sparse}
+    sizes = {
         "hidden_size": of["hidden"],
-        "num_hidden_layers": of["blocks"],
-        "num_kv_shared_layers": of["blocks"] // 2,
-        "layer_types": [*["sliding_attention"] * 4, "full_attention"] * (of["blocks"] // 5),
+        "num_hidden_layers": blocks,
+        "num_kv_shared_layers": blocks // 2,
+        "layer_types": [*["sliding_attention"] * 4, "full_attention"] * (blocks // 5),
         "intermediate_size": of["mlp"],
         "num_attention_heads": of["heads"],
         "head_dim": 64,
-        "global_head_dim": 128,
         "hidden_size_per_layer_input": of["told"],
         "sliding_window": 128,
         "vocab_size": of["words"],
         "vocab_size_per_layer_input": of["words"],
         "tie_word_embeddings": True,
     }
+    return SHARED | own | sizes
 
 
 def write(found: list[dict[str, Any]], whole: list[dict[str, Any]], folder: Path) -> Path:

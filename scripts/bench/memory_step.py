@@ -13,8 +13,8 @@ import numpy as np
 
 from agp.adapters import attach, trainable
 from agp.language import look_up, loss
-from agp.models import gemma4
 from agp.models.decoder import Decoder
+from agp.models.folder import build
 from agp.packing import assemble
 from agp.supervise import Example
 from agp.targets import design
@@ -22,11 +22,7 @@ from scripts.bench.memory import config_of
 
 
 def main(shape: dict[str, int] | None = None, weights: str = "", length: int = 0) -> None:
-    model = (
-        agp.load(weights, table="disk").model
-        if shape is None
-        else gemma4.Model(gemma4.Config.from_dict(config_of(shape)))
-    )
+    model = agp.load(weights, table="disk").model if shape is None else build(config_of(shape))
     attach(model, design(model, "all", rank=8))
     optimizer = optim.AdamW(1e-4)
     optimizer.init(model.trainable_parameters())

@@ -1,11 +1,14 @@
 """`agp train RECIPE` and `agp runs`, as they are typed."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
-from scripts import cli
+from curricula import estimate, recipes, runner
+from scripts import cli, recipe
 from tests.curricula.run import smoke
 
 STAGES = ["rows", "domain", "harvest"]
@@ -55,11 +58,107 @@ def test_no_runs_is_no_error(tmp_path, capsys):
     assert "no runs in" in capsys.readouterr().out
 
 
-def test_a_dry_run_says_what_would_be_done_and_makes_nothing(tmp_path, capsys):
-    assert train("tiny", "--out", str(tmp_path / "run"), "--dry-run") == 0
+def test_a_dry_run_says_what_would_be_done_and_what_it_takes_and_makes_nothing(tmp_path, capsys):
+    assert train("smoke", "--out", str(tmp_path / "run"), "--dry-run") == 0
     said = capsys.readouterr().out
-    assert [line.split()[0] for line in said.splitlines()] == STAGES and "loss_drop >= 0.25" in said
+    assert [line.split()[0] for line in said.splitlines()[: len(STAGES)]] == STAGES
+    assert "What they take, estimated for tiny-gemma4; " in said and "would not start" not in said
+    assert re.search(r"harvest +[\d.]+ MB \| +[\d.]+ \w+ +[\d.]+ s \| ", said)
+    assert "here: fits: " in said and "tokens a second" in said and "nothing has been measured on a Mac" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_whole_takes_no_more_time(made, capsys):
+    assert train("smoke", "--out", str(made), "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"harvest .* - \| .* -$", said, re.MULTILINE)
+
+
+def test_of_what_is_begun_only_the_rest_is_left(made):
+    rows, domain, harvest = recipes.stages(recipes.smoke())
+    cost = estimate.Cost(0, sum(p.stat().st_size for p in (made / "harvest").glob("*.safetensors")), 0, ())
+    assert recipe.left(harvest, cost, made / "harvest") == recipe.left(domain, cost, made / "domain") == 0
+    for stage in (domain, harvest):
+        (made / stage.name / "manifest.json").unlink()
+        assert recipe.left(stage, cost, made / stage.name) == 0
+    (made / "harvest/heads-0000.safetensors").unlink()
+    assert 0 < recipe.left(harvest, cost, made / "harvest") < 0.5
+    longer = replace(domain, config=replace(domain.config, fit=replace(domain.config.fit, steps=8)))
+    assert recipe.left(longer, cost, made / "domain") == 0.75
+    assert recipe.left(domain, cost, made / "nowhere") == recipe.left(harvest, cost, made / "nowhere") == 1
+
+
+@pytest.mark.parametrize("name", ["gemma4_e2b", "gemma3n_e2b", "gemma4_e4b"])
+def test_a_big_recipe_is_estimated_before_anything_is_downloaded(name, tmp_path, capsys):
+    assert train(name, "--out", str(tmp_path / "run"), "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "(not here: by its public config)" in said and "16 GB Mac: fits: " in said
+    assert "- data is missing: rows of your own, --data DIR" in said
+    assert ("- a run of gemma4_e2b must have passed all its gates first" in said) == (name == "gemma4_e4b")
+
+
+def test_of_an_unknown_model_nothing_is_estimated(tmp_path, capsys):
+    words = ["smoke", "--out", str(tmp_path / "run"), "--model", "some/model", "--dry-run"]
+    assert train(*words) == 0
+    said = capsys.readouterr().out
+    assert "not estimated: some/model is not here, and its shape is not known before it is" in said
+
+
+def test_rows_of_your_own_are_counted(tmp_path, capsys):
+    lines = "".join(json.dumps({"prompt": f"what is {n}?", "completion": f"it is {n}"}) + "\n" for n in range(400))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/train.jsonl").write_text(lines)
+    words = ["gemma4_e2b", "--data", str(tmp_path / "notes"), "--out", str(tmp_path / "run"), "--dry-run"]
+    assert train(*words) == 0
+    said = capsys.readouterr().out
+    assert "; 400 rows, 3.5 letters a token" in said
+    assert "would not start" not in said
+
+
+def passed(made):
+    """As if the run had been one of gemma4_e2b whose gates are met."""
+    about = json.loads((made / "recipe.json").read_text()) if (made / "recipe.json").exists() else {"stages": STAGES}
+    (made / "recipe.json").write_text(json.dumps(about | {"recipe": "gemma4_e2b"}))
+    better = {"loss_drop": 0.3, "general_drop": 0.1, "test_positions": 12345, "calibrate_documents": 1234}
+    for name in STAGES:
+        manifest = runner.read(made / name)
+        runner.write(made / name, manifest | {"metrics": manifest["metrics"] | better | {"adapter_change": 0.1}})
+
+
+def test_e4b_starts_only_after_e2b_has_passed_all_its_gates(made, tmp_path, capsys):
+    lines = "".join(json.dumps({"prompt": f"what is {n}?", "completion": f"it is {n}"}) + "\n" for n in range(400))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/train.jsonl").write_text(lines)
+    out = tmp_path / "runs/big"
+    words = ["gemma4_e4b", "--data", str(tmp_path / "notes"), "--out", str(out), "--until", "rows"]
+
+    def refused(*more):
+        assert train(*words, *more) == 2
+        assert not out.exists()
+        return capsys.readouterr().err
+
+    assert f"there is none in {tmp_path / 'runs/gemma4_e2b'}: run `agp train gemma4_e2b" in refused()
+    assert train("smoke", "--out", str(made), "--until", "rows") == 0
+    said = refused("--after", str(made))
+    assert f"{made} has not passed all gates of gemma4_e2b: " in said
+    assert "calibrate_documents is " in said and ", not >= 1000" in said
+    passed(made)
+    (made / "harvest/manifest.json").rename(made / "kept")
+    assert "harvest (begun)" in refused("--after", str(made))
+    (made / "kept").rename(made / "harvest/manifest.json")
+    made.rename(tmp_path / "runs/gemma4_e2b")
+    assert train(*words, "--model", "tiny-gemma4", "harvest.taps=4,6,8,10", "domain.quantize=none") == 0
+    assert runner.state(out / "rows") == "whole"
+
+
+def test_a_gate_that_somebody_let_pass_is_not_passed(made, capsys):
+    assert train("smoke", "--out", str(made), "--until", "rows") == 0
+    passed(made)
+    manifest = runner.read(made / "domain")
+    gate, told = {"loss_drop": ">= 0.9"}, {"why": "a trial", "closed": []}
+    runner.write(made / "domain", manifest | {"gate": gate, "past_gate": told})
+    assert train("gemma4_e4b", "--data", "x=nowhere", "--after", str(made)) == 2
+    assert "domain (past its gate: a trial)" in capsys.readouterr().err
 
 
 def test_a_stage_made_again_keeps_the_old_one_beside(made, capsys):
@@ -79,7 +178,15 @@ def test_a_closed_gate_may_be_passed_for_a_reason(made, tmp_path, capsys):
 
 
 WRONG = {
-    "no such recipe": (["tyni"], "tyni: one of tiny, tiny3n, smoke, domain is needed"),
+    "no such recipe": (
+        ["tyni"],
+        "tyni: one of tiny, tiny3n, smoke, gemma4_e2b, gemma3n_e2b, gemma4_e4b, domain is needed",
+    ),
+    "no rows of one's own": (["gemma4_e2b"], "data is missing: rows of your own, --data DIR with train.jsonl in it"),
+    "taps that leave a hole": (["gemma4_e2b", "harvest.taps=9,14"], "taps are [9, 14]; blocks from 14, the last that"),
+    "another order": (["gemma4_e4b", "after=tiny"], "after is 'gemma4_e2b', and that is no setting; --after DIR"),
+    "after nothing": (["smoke", "--after", "runs/tiny"], "--after is of recipes that come after another"),
+    "one adapter after another": (["domain", "--after", "runs/tiny"], "--after is of recipes; leave it out"),
     "two recipes": (["tiny", "smoke"], "tiny smoke: one of"),
     "no such setting": (["smoke", "domain.ranks=3"], "no setting domain.ranks"),
     "no such stage to end at": (["smoke", "--until", "depht"], "there is no stage depht; the stages are rows, domain"),
