@@ -49,11 +49,17 @@ class Met:
             mx.eval(parts[-1])
         return Told(*(np.concatenate([np.array(part, np.float64) for part in of]) for of in zip(*parts, strict=True)))
 
+    def read_by(self, head: trajectory.Head) -> np.ndarray:
+        parts = []
+        for at in chunks(self.features.count):
+            parts.append(np.array(head.features(self.seen(at))))
+        return np.concatenate(parts)
+
     def scaled(self, head: trajectory.Head) -> None:
         """Facts and path to zero mean and unit size, a tap each."""
         at = np.linspace(0, self.features.count - 1, min(4096, self.features.count)).astype(int)
         turned = trajectory.path(trajectory.unit(self.seen(at).now))
-        given = np.concatenate([self.facts[at], np.array(turned)], axis=-1)
+        given = np.concatenate([np.array(turned), self.facts[at]], axis=-1)
         head.zero, head.size = mx.array(given.mean(0)), mx.array(given.std(0) + 1e-3)
 
 

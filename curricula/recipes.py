@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from agp.train import FitConfig
 from curricula.runner import Stage
-from curricula.stages import adapt, domain, harvest, rows
+from curricula.stages import adapt, calibrate, depth, domain, harvest, rows, trajectory
 
 NAMES = ("tiny", "tiny3n", "smoke", "gemma4_e2b", "gemma3n_e2b", "gemma4_e4b")
 
@@ -14,6 +14,9 @@ class Recipe:
     rows: rows.Config
     domain: domain.Config
     harvest: harvest.Config
+    trajectory: trajectory.Config
+    depth: depth.Config
+    calibrate: calibrate.Config
     after: str = ""  # a recipe that must have passed all its gates before this one begins
     gates: dict[str, dict[str, str]] = field(default_factory=dict)  # of each stage
 
@@ -26,6 +29,9 @@ def stages(recipe: Recipe) -> list[Stage]:
         stage("rows", rows.run, recipe.rows, given=rows.given, places=("data",)),
         stage("domain", adapt.run, recipe.domain, "rows", given=adapt.given, places=adapt.PLACES),
         stage("harvest", harvest.run, recipe.harvest, "rows", "domain"),
+        stage("trajectory", trajectory.run, recipe.trajectory, "domain", "harvest"),
+        stage("depth", depth.run, recipe.depth, "domain", "harvest"),
+        stage("calibrate", calibrate.run, recipe.calibrate, "domain", "harvest", "trajectory", "depth"),
     ]
 
 
@@ -44,9 +50,15 @@ def tiny() -> Recipe:
             fit=FitConfig(steps=60, rate=3e-3, warmup=5, evaluate_every=20),
         ),
         harvest=harvest.Config(taps=(4, 6, 8, 10), windows=(1200, 120, 300, 200)),
+        trajectory=trajectory.Config(),
+        depth=depth.Config(),
+        calibrate=calibrate.Config(),
         gates={
             "domain": {"loss_drop": ">= 0.25", "general_drop": "<= 2"},
             "harvest": {"test_positions": ">= 10000", "calibrate_documents": ">= 1000", "adapter_change": "> 0"},
+            "trajectory": {"auroc_worst": ">= 0.85", "auroc_gain_surely": "> 0", "vitality_gain": "> 0"},
+            "depth": {"gain_first": ">= 0.1", "gain_surely": "> 0", "cost": "< 1"},
+            "calibrate": {"violations": "<= 0.15", "macs_first": "< 1"},
         },
     )
 
@@ -68,8 +80,15 @@ def smoke() -> Recipe:
         ),
         domain=replace(recipe.domain, rows=8, held_rows=4, fit=FitConfig(steps=2, rate=3e-3, evaluate_every=2)),
         harvest=replace(recipe.harvest, windows=(8, 2, 4, 4), answer=6, noises=1, omissions=1, shard=16, compared=4),
+        trajectory=trajectory.Config(fit=brief(recipe.trajectory.fit), batch=64),
+        depth=depth.Config(fit=brief(recipe.depth.fit), width=16),
+        calibrate=calibrate.Config(fit=brief(recipe.calibrate.fit), batch=64, grid=8, resplits=4),
         gates={},
     )
+
+
+def brief(fit: FitConfig) -> FitConfig:
+    return replace(fit, steps=2, warmup=0, evaluate_every=2)
 
 
 def gemma4_e2b() -> Recipe:

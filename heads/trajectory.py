@@ -40,6 +40,7 @@ class Told(NamedTuple):
     route: Any  # 4
     vitality: Any
     leave: Any  # whether the token that would be said here is the teacher's
+    hope: Any  # likewise, from what is known before it is read: whether a look is worth its cost
     earliest: Any  # T + 1: the last is "at none"
 
 
@@ -53,21 +54,22 @@ class Head(nn.Module):
         self.before = 0.5 * scale * mx.random.normal((config.window - 1, config.width, hidden))
         self.bias = mx.zeros((taps, hidden))
         self.middle = hidden**-0.5 * mx.random.normal((taps, hidden, hidden))
-        self.size = mx.ones((taps, config.facts + 1))  # of facts and path: set once from data, not learned
+        self.size = mx.ones((taps, config.facts + 1))  # of path and facts: set once from data, not learned
         self.zero = mx.zeros((taps, config.facts + 1))
-        self.last = mx.zeros((taps, hidden + config.dim + config.facts + 2, len(ROUTES) + 3 + taps))
+        self.first = mx.zeros((taps, hidden + 2))
+        self.last = mx.zeros((taps, hidden + 2 + config.facts + config.dim, len(ROUTES) + 3 + taps))
         self.freeze(keys=["size", "zero"], recurse=False)
 
-    def macs(self, tap: int) -> int:
-        """Of a check at one tap, after those below: what is read of positions before is read once, at the first."""
+    def macs(self, tap: int) -> tuple[int, int]:
+        """Of hope at one tap, after those below (positions before are read once, at the first), and of all the rest."""
         once = self.before.size if tap == 0 else 0
-        return once + self.now[0].size + self.middle[0].size + self.last[0].size
+        return once + self.now[0].size + self.middle[0].size + self.first[0].size, self.last[0].size
 
     def __call__(self, seen: Seen) -> Told:
         return self.say(self.features(seen))
 
     def features(self, seen: Seen) -> mx.array:
-        """N T E: what the last layer takes."""
+        """N T E: what the last layer takes; what is known before it is read comes first."""
         now, before = unit(seen.now), unit(seen.before)
         earlier = mx.einsum("npw,pwe->ne", before, self.before)
         each = mx.einsum("ntw,twe->nte", now, self.now)
@@ -75,13 +77,13 @@ class Head(nn.Module):
         x = nn.gelu_approx(mx.einsum("nte,tef->ntf", x, self.middle))
         if self.training and self._dropout:
             x = nn.Dropout(self._dropout)(x)
-        told = (mx.concatenate([seen.facts, path(now)], axis=-1) - self.zero) / self.size
-        return mx.concatenate([x, unit(seen.read), told, mx.ones((*told.shape[:2], 1))], axis=-1)
+        told = (mx.concatenate([path(now), seen.facts], axis=-1) - self.zero) / self.size
+        return mx.concatenate([x, mx.ones((*told.shape[:2], 1)), told, unit(seen.read)], axis=-1)
 
     def say(self, features: mx.array) -> Told:
-        said = mx.einsum("nte,teo->nto", features, self.last)
-        routes = len(ROUTES)
-        return Told(said[..., :routes], said[..., routes], said[..., routes + 1], said[..., routes + 2 :])
+        said, n = mx.einsum("nte,teo->nto", features, self.last), len(ROUTES)
+        hope = (features[..., : self.first.shape[1]] * self.first).sum(-1)
+        return Told(said[..., :n], said[..., n], said[..., n + 1], hope, said[..., n + 2 :])
 
 
 def unit(x: mx.array) -> mx.array:
@@ -110,6 +112,7 @@ def missed(told: Told, truth: Truth) -> Sums:
     asked = mx.isfinite(truth.vitality)
     vitality = nn.losses.binary_cross_entropy(told.vitality, mx.where(asked, truth.vitality, 0), reduction="none")
     leave = nn.losses.binary_cross_entropy(told.leave, truth.agrees, reduction="none")
+    hope = nn.losses.binary_cross_entropy(told.hope, truth.agrees, reduction="none")
     earliest = nn.losses.cross_entropy(told.earliest, mx.broadcast_to(truth.earliest[:, None], route.shape))
-    whole = route + mx.where(asked, vitality, 0) + leave + 0.5 * earliest
+    whole = route + mx.where(asked, vitality, 0) + leave + hope + 0.5 * earliest
     return whole.sum(), mx.array(float(route.size))

@@ -18,12 +18,13 @@ from agp.macs import macs
 from agp.train import FitConfig
 from curricula import labels, policy, risk
 from curricula.against import routes
-from curricula.clustered import clusters, mean
+from curricula.clustered import auroc, clusters, mean
 from curricula.features import Features
 from curricula.labels import Limits, Seen
 from curricula.mending import Stacked, stacked
 from curricula.policy import Facing, Price
 from curricula.positions import Met, judged
+from curricula.probe import crossed
 from curricula.stages.trajectory import GLIMPSE, LIMITS, learn
 from curricula.teacher import teacher
 from heads import glimpse, saved, trajectory
@@ -68,33 +69,63 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     met["heads"].scaled(head)
     head.unfreeze(keys=["last"], recurse=False)
     how = learn(head, trajectory.loss, config, met, truth, out, needs, group)
+    surely(head, met["tune"], states["tune"].agrees)
     saved.save(out, settings, head)
     said = {role: met[role].answers(head) for role in ROLES[1:]}
-    looking = [module.macs + glance.macs + head.macs(t) for t, module in enumerate(modules)]
-    price = policy.price(macs(decoder), taps, looking)
+    hoping, rest = zip(*(head.macs(t) for t in range(len(taps))), strict=True)
+    looking = [module.macs + glance.macs + more for module, more in zip(modules, rest, strict=True)]
+    price = policy.price(macs(decoder), taps, hoping, looking)
     late = {role: Facing(of.leave, ~states[role].agrees, found[role].document) for role, of in said.items()}
-    exits = policy.cheapest(late["tune"], price, config.risks[0], config.grid)
+    plan = policy.cheapest(late["tune"], said["tune"].hope, price, config.risks[0], config.grid)
     within = labels.budget(taps, blocks)
-    decisions = {
-        "accept": Decision(tuple(range(len(taps))), {
-            role: Facing(early[role], ~found[role].whole("agrees"), found[role].document) for role in early
-        }),
-        "revive": Decision(exits, late),
-        "escalate": Decision((within,), {
-            role: Facing(-of.score, ~of.differs, of.document) for role, of in late.items()
-        }),
-    }  # fmt: skip
+    decisions = decided(plan, within, found, early, late, {role: of.hope for role, of in said.items()})
     chosen = {name: certified(config, decision) for name, decision in decisions.items()}
-    write_json(out / THRESHOLDS, {"exits": exits, "budget": within, "taps": taps, "delta": config.delta} | chosen)
+    told = {"exits": plan.taps, "gate": plan.gate, "budget": within, "taps": taps, "delta": config.delta}
+    write_json(out / THRESHOLDS, told | chosen)
     cluster = clusters(found["test"])
     final = routes(said["test"].route.argmax(-1), np.array(truth["test"].route), cluster)
     return how | {
-        "exits": [taps[t] for t in exits],
-        "looking": looking,
+        "exits": [taps[t] for t in plan.taps],
+        "looked": float(np.isfinite(decisions["revive"].facing["test"].score[:, list(plan.taps)]).any(1).mean()),
+        "leave_auroc": auroc(said["test"].leave[:, plan.taps[0]], states["test"].agrees[:, plan.taps[0]]),
+        "checks": {"hoping": hoping, "looking": looking},
         "decisions": chosen,
         "violations": max(of["violations"] for kind in chosen.values() for of in kind.values()),
         **spent(config, price, decisions["revive"], chosen["revive"], states["test"], cluster),
         **final,
+    }
+
+
+def surely(head: trajectory.Head, met: Met, agrees: np.ndarray) -> None:
+    """What leaving hangs on is fitted to its optimum, on documents that no module has learned from."""
+    features, halves = met.read_by(head), met.features.document % 2 == 0
+    known, column = head.first.shape[1], len(labels.ROUTES) + 1
+    first, last = np.array(head.first), np.array(head.last)
+    for tap in range(agrees.shape[1]):
+        label = agrees[:, tap].astype(float)
+        last[tap, :, column] = crossed(features[:, tap], label, halves)
+        first[tap] = crossed(features[:, tap, :known], label, halves)
+    head.first, head.last = mx.array(first), mx.array(last)
+
+
+def decided(
+    plan: policy.Plan,
+    within: int,
+    found: Mapping[str, Features],
+    early: Mapping[str, np.ndarray],
+    late: Mapping[str, Facing],
+    hope: Mapping[str, np.ndarray],
+) -> dict[str, Decision]:
+    accept, revive, escalate = {}, {}, {}
+    for role, of in late.items():
+        accept[role] = Facing(early[role], ~found[role].whole("agrees"), of.document)
+        revive[role] = policy.gated(of, hope[role], plan.gate)
+        escalate[role] = Facing(-of.score, ~of.differs, of.document)
+    every = tuple(range(len(plan.gate)))
+    return {
+        "accept": Decision(every, accept),
+        "revive": Decision(plan.taps, revive),
+        "escalate": Decision((within,), escalate),
     }
 
 
@@ -141,7 +172,7 @@ def spent(
     score, found = decision.facing["test"].score, {}
     for alpha in config.risks:
         at = policy.left(score, decision.taps, chosen[f"{alpha:g}"]["threshold"])
-        told = mean(price.of(at, decision.taps), cluster)
+        told = mean(price.of(decision.facing["test"], decision.taps, at), cluster)
         found[f"{alpha:g}"] = {"value": told.value, "interval": list(told.interval)}
     first = np.where(mended.agrees.any(1), mended.agrees.argmax(1), mended.agrees.shape[1])
     oracle = (np.append(price.leaving, price.whole)[first] / price.whole).mean()

@@ -13,11 +13,15 @@ def drawn(seed, agree=(0.2, 0.5, 0.7, 0.9), count=4000):
 
 
 def slow_route(enough, tap, within, mended):
+    """`mended` is None before there is a depth module."""
     if enough[tap]:
         return "accept_local"
-    if any(enough[later] for later in range(tap + 1, within + 1)):
-        return "continue_local"
-    return "revive_local" if mended else "escalate"
+    if mended is not None and mended[tap]:
+        return "revive_local"
+    for later in range(tap + 1, within + 1):
+        if enough[later] or (mended is not None and mended[later]):
+            return "continue_local"
+    return "escalate"
 
 
 @pytest.mark.parametrize("within", range(4))
@@ -26,14 +30,14 @@ def test_labels_follow_their_definitions(within, with_depth):
     seen = drawn(0, count=500)
     limit = limits(seen)
     enough = sufficient(seen, limit)
-    mended = np.random.default_rng(1).random(500) < 0.5
+    mended = np.random.default_rng(1).random((500, 4)) < 0.3
     found = routes(enough, within, mended if with_depth else None)
     first = earliest(enough)
     for n in range(500):
         for t in range(4):
             close = seen.divergence[n, t] <= limit.kappa and seen.margin[n, t] >= limit.mu
             assert enough[n, t] == (seen.agrees[n, t] and close)
-            assert ROUTES[found[n, t]] == slow_route(enough[n], t, within, with_depth and mended[n])
+            assert ROUTES[found[n, t]] == slow_route(enough[n], t, within, mended[n] if with_depth else None)
         assert first[n] == next(t for t in range(5) if all(enough[n, t:]))
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from curricula.risk import Tokens, choose, losses, thresholds, violations, won
+from curricula.policy import Facing, grid, losses
+from curricula.risk import choose, violations, won
 
 
 def drawn(seed, documents=1000, tokens=12):
@@ -11,26 +12,13 @@ def drawn(seed, documents=1000, tokens=12):
     rng = np.random.default_rng(seed)
     document = np.repeat(np.arange(documents), rng.integers(1, 2 * tokens, documents))
     score = np.clip(rng.beta(5, 2, len(document)) - 0.3 * (rng.random(documents) < 0.1)[document], 0, 1)
-    return Tokens(score, rng.random(len(document)) > score**0.3, document)
+    return Facing(score[:, None], (rng.random(len(document)) > score**0.3)[:, None], document)
 
 
 def table(seed, **more):
     tokens = drawn(seed, **more)
-    grid = thresholds(tokens.score, 60)
-    return (*losses(tokens, grid), grid)
-
-
-def test_losses_are_those_counted_one_by_one():
-    tokens = drawn(0, documents=7)
-    grid = thresholds(tokens.score, 9)
-    loss, leaving = losses(tokens, grid)
-    assert (np.diff(grid) < 0).all() and loss.shape == (7, len(grid))
-    for d in range(7):
-        mine = tokens.document == d
-        for k, threshold in enumerate(grid):
-            out = tokens.score[mine] >= threshold
-            assert leaving[d, k] == pytest.approx(out.mean())
-            assert loss[d, k] == pytest.approx((out & tokens.differs[mine]).mean())
+    tried = grid(tokens.score, 60)
+    return (*losses(tokens, (0,), tried), tried)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05])
