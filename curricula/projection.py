@@ -56,7 +56,7 @@ class Line(NamedTuple):
 def line(role: Role, count: int) -> Line:
     total, size = role.features.count, role.states(np.arange(1)).shape[1]
     sums, squares, of_true = np.zeros(size), np.zeros((size, size)), np.zeros((size, role.labels.true.shape[1]))
-    known = role.labels.known.any(1)
+    known: np.ndarray = np.any(role.labels.known, axis=1)
     moments, centre, truth = np.zeros((size, size)), np.zeros(size), np.zeros(of_true.shape[1])
     for at in role.chunks():
         seen = np.array(semantic.normalised(role.states(at)))
@@ -87,7 +87,8 @@ def seen(head: Head, role: Role, beside: Line) -> Seen:
         found = (code.scores, code.chosen[:, :count], code.chosen.sum(-1), missed, spread, true @ beside.probe)
         parts.append([np.array(x) for x in found])
         used += np.array(code.chosen.sum(0))
-    return Seen(*(np.concatenate(of) for of in zip(*parts, strict=True)), used)
+    joined = [np.concatenate(of) for of in zip(*parts, strict=True)]
+    return Seen(*joined, used=used)
 
 
 def states_kept(found: Seen, role: Role) -> dict[str, Any]:
@@ -132,11 +133,12 @@ def names_told(found: Seen, role: Role, head: Head) -> tuple[dict[str, Any], lis
     for name, where in (("false_invariants", known), ("false_invariants_near", close)):
         wrong = (where & ~true)[:, of_invariant]
         metrics[name] = float(found.named[:, of_invariant][wrong].mean()) if wrong.any() else None
+    documents_of = [len(np.unique(role.features.document[true[:, c]])) for c in range(len(types))]
     table = [
         {
             "name": name,
             "type": str(types[c]),
-            "documents": len(np.unique(role.features.document[true[:, c]])),
+            "documents": documents_of[c],
             **{n: number(a.values[c]) for n, a in (("auroc", at_all), ("documents_auroc", documents), ("near", hard))},
             **hits(found.named[:, c], true[:, c], known[:, c]),
             "threshold": float(head.limits[c].item()),  # type: ignore[arg-type]
@@ -161,7 +163,7 @@ def hits(active: np.ndarray, true: np.ndarray, known: np.ndarray) -> dict[str, f
 def near(role: Role) -> np.ndarray:
     """N C: positions of documents that name a primitive which some document names in which the concept holds."""
     said = [document["concepts"].get(TYPES[0], ()) for document in role.features.documents]
-    found = np.zeros(role.labels.true.shape, bool)
+    found = np.zeros_like(role.labels.true)
     for c in range(found.shape[1]):
         own = {name for d in np.unique(role.features.document[role.labels.true[:, c]]) for name in said[d]}
         found[:, c] = np.array([not own.isdisjoint(names) for names in said])[role.features.document]

@@ -68,11 +68,11 @@ class Head(nn.Module):
         seen = normalised(states)
         scores = self.naming(seen)
         named = most(scores, self.config) if exactly else scores > self.limits
-        code, left = self.pursue(seen - self.mean, scores, named, self.highest if exactly else self.above)
-        return code, seen - left, self.usual + code.values @ self.size
+        code = self.pursue(seen - self.mean, scores, named, self.highest if exactly else self.above)
+        return code, self.mean + code.values @ self.directions(), self.usual + code.values @ self.size
 
-    def pursue(self, seen: mx.array, scores: mx.array, named: mx.array, pick: Pick) -> tuple[Code, mx.array]:
-        """And what is left over."""
+    def pursue(self, seen: mx.array, scores: mx.array, named: mx.array, pick: Pick) -> Code:
+        """Of states less their mean."""
         atoms, count = self.directions(), scores.shape[1]
         free = mx.zeros((len(seen), self.config.width), mx.bool_)
         values, left = mx.zeros((len(seen), len(atoms))), seen
@@ -84,8 +84,7 @@ class Head(nn.Module):
             moved = slope @ atoms
             stride = mx.stop_gradient(mx.square(slope).sum(-1) / (mx.square(moved).sum(-1) + 1e-9))[:, None]
             values, left = values + stride * slope, left - stride * moved
-        values = mx.maximum(values, 0)
-        return Code(scores, mx.concatenate([named, free], axis=1), values), seen - values @ atoms
+        return Code(scores, mx.concatenate([named, free], axis=1), mx.maximum(values, 0))
 
     def highest(self, along: mx.array, step: int) -> mx.array:
         return along >= mx.maximum(kth(along, self.config.each), 1e-6)

@@ -40,7 +40,7 @@ class Config:
     tap: int | None = None  # the block after which states are read; none: the first tap
     kernel: str = ""  # a file that names concepts; none: those that rows name
     least: int = 10  # documents of `heads` in which a concept holds: of fewer nothing is learned
-    width: int = 768  # free latents
+    width: int = 1152  # free latents
     active: tuple[int, ...] = (1, 2, 1)  # concepts of each type
     picks: int = 7
     each: int = 4  # free latents at each pick
@@ -55,7 +55,7 @@ class Known(NamedTuple):
     """What is learned, and what is not."""
 
     concepts: list[Concept]
-    left_out: dict[str, int]  # documents of concepts that hold too seldom, or never otherwise
+    left_out: list[dict[str, Any]]  # concepts that hold too seldom, or hardly ever do not
     separation: dict[str, float]  # of concepts by example
 
 
@@ -99,7 +99,11 @@ def read(config: Config, harvest: Path, loaded: Loaded, asked: list[Concept] | N
     roles = {
         role: Role(of, of.taps.index(tap), Labels(*(x[:, kept] for x in labels[role]))) for role, of in features.items()
     }
-    left_out = {concept.name: min(counts[n]) for n, concept in enumerate(named) if n not in kept}
+    left_out = [
+        {"name": concept.name, "type": concept.type, "documents": counts[n][0]}
+        for n, concept in enumerate(named)
+        if n not in kept
+    ]
     separation = {concept.name: one.separation for concept, one in zip(shown, found, strict=True)}
     return roles, Known([named[n] for n in kept], left_out, separation)
 
@@ -125,7 +129,7 @@ def begun(config: Config, role: Role, known: Known) -> Head:
     size = role.states(np.arange(1)).shape[1]
     mx.random.seed(config.seed)
     head = Head(semantic.Config(state=size, concepts=names, types=types, **shape))
-    count, sums, of_concept, sizes = 0, 0.0, np.zeros((len(names), size)), 0.0
+    count, sums, of_concept, sizes = 0, np.zeros(size), np.zeros((len(names), size)), mx.array(0.0)
     for at in role.chunks():
         states = role.states(at)
         seen = np.array(semantic.normalised(states))
@@ -200,13 +204,14 @@ def calibrate(head: Head, tune: Role) -> None:
     said = head.naming(seen)
     named = said > head.limits
     free = config.picks * config.each
-    allowed = SPARE * (free + sum(map(min, config.active, config.types))) - named.sum().item() / len(seen)
+    allowed = SPARE * (free + sum(map(min, config.active, config.types))) - float(np.array(named).sum() / len(seen))
     levels = []
 
     def pick(along: mx.array, step: int) -> mx.array:
         shares = np.array(head.highest(along, step)).mean(0) * min(1.0, allowed / free)
         ordered = -np.sort(-np.array(along), axis=0)
-        last = np.clip(np.round(shares * len(ordered)).astype(int), 0, len(ordered) - 1)
+        wanted = np.diff(np.round(np.cumsum(shares) * len(ordered)), prepend=0)  # whole numbers of the same sum
+        last = np.minimum(wanted.astype(int), len(ordered) - 1)
         level = ordered[last, np.arange(len(shares))]
         levels.append(np.where(last > 0, np.maximum(level, 1e-6), semantic.NEVER).astype(np.float32))
         return along > mx.array(levels[-1])
