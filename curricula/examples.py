@@ -1,7 +1,8 @@
-"""Concepts by example: a document is like the examples if its mean state is nearer to theirs than to the others'.
+"""Concepts by example: a document is like them if the teacher's state is, where its answer begins.
 
-That is a guess by the same states that the head reads, and so no truth of its own: how well the examples themselves are
-told apart, by the half that the direction was not found on, is said beside it.
+An example is read as a prompt, so that both are states of one kind. That is a guess by the same states that the head
+reads, and so no truth of its own: how well the examples themselves are told apart, by the half that the direction was
+not found on, is said beside it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +15,11 @@ from agp.models.load import Loaded
 from curricula.clustered import auroc
 from curricula.features import Features
 from curricula.kernel import Concept
-from heads.semantic import normalised
+from heads import semantic
 
 LONGEST = 512  # tokens of an example
 
-Means = Callable[[Sequence[str]], np.ndarray]  # texts -> their mean states, M S
+States = Callable[[Sequence[str]], np.ndarray]  # prompts -> the normalised states where answers begin, M S
 
 
 class Direction(NamedTuple):
@@ -27,22 +28,25 @@ class Direction(NamedTuple):
     separation: float  # AUROC between the examples held out of both sides
 
 
-def means(loaded: Loaded, tap: int) -> Means:
-    """Of the teacher's states after block `tap`."""
+def states(loaded: Loaded, tap: int) -> States:
+    """The teacher's, after block `tap`."""
     tokenizer, model = loaded.tokenizer, loaded.model
     assert tokenizer is not None
 
+    def ids(text: str) -> list[int]:
+        turns = [{"role": "user", "content": text}]
+        return (tokenizer.encode(text) if tokenizer.template is None else tokenizer.chat(turns))[-LONGEST:]
+
     def found(texts: Sequence[str]) -> np.ndarray:
-        rows = [mx.array([tokenizer.encode(text)[:LONGEST]]) for text in texts]
-        hidden = [model.blocks(model.embed(row), stop=tap + 1).hidden[0].flatten(1) for row in rows]
-        return np.array(mx.stack([normalised(states).mean(0) for states in hidden]))
+        last = [model.blocks(model.embed(mx.array([ids(text)])), stop=tap + 1).hidden[0, -1] for text in texts]
+        return np.array(semantic.normalised(mx.stack(last).flatten(1)))
 
     return found
 
 
-def direction(concept: Concept, mean: Means) -> Direction:
+def direction(concept: Concept, read: States) -> Direction:
     """Found on every other example; the rest say where along it the two sides part best."""
-    own, others = (mean(concept.given["examples"][side]) for side in ("positive", "negative"))
+    own, others = (read(concept.given["examples"][side]) for side in ("positive", "negative"))
     along = own[::2].mean(0) - others[::2].mean(0)
     scores = np.concatenate([own[1::2], others[1::2]]) @ along
     is_own = np.arange(len(scores)) < len(own[1::2])
@@ -54,9 +58,6 @@ def direction(concept: Concept, mean: Means) -> Direction:
 
 def like(features: Features, tap: int, found: Sequence[Direction]) -> np.ndarray:
     """Which documents are, for each direction."""
-    number, rows = features.taps.index(tap), []
-    for begin, end in zip(features.begins, [*features.begins[1:], features.count], strict=True):
-        states = features.states(np.arange(begin, end))[:, number]
-        rows.append(np.array(normalised(mx.array(states.reshape(end - begin, -1))).mean(0)))
-    whole = np.stack(rows)
-    return np.stack([whole @ one.along > one.limit for one in found])
+    first = features.states(features.begins)[:, features.taps.index(tap)]
+    seen = np.array(semantic.normalised(mx.array(first.reshape(len(first), -1))))
+    return np.stack([seen @ one.along > one.limit for one in found])

@@ -86,7 +86,7 @@ def read(config: Config, harvest: Path, loaded: Loaded, asked: list[Concept] | N
         raise ValueError(f"tap is {tap}; states were kept after blocks {', '.join(map(str, features['heads'].taps))}")
     named = kernel.from_rows(features["heads"].documents) if asked is None else asked
     shown = [concept for concept in named if concept.source == "examples"]
-    found = [examples.direction(concept, examples.means(loaded, tap)) for concept in shown]
+    found = [examples.direction(concept, examples.states(loaded, tap)) for concept in shown]
     labels = {}
     for role, of in features.items():
         alike = examples.like(of, tap, found) if found else []

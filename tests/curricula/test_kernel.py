@@ -95,15 +95,15 @@ def test_without_a_file_the_kernel_is_what_rows_name(root):
 def test_examples_that_differ_are_told_apart_and_examples_that_do_not_are_not(loaded):
     code = [f"def f{n}(x):\n    return x + {n}\n" for n in range(8)]
     talk = [f"The owner of door {n} says yes." for n in range(8)]
-    means = examples.means(loaded, 4)
+    states = examples.states(loaded, 4)
 
     def separation(own, others):
         given = {"examples": {"positive": own, "negative": others}}
-        return examples.direction(kernel.Concept("c", "bundle", "examples", given), means)
+        return examples.direction(kernel.Concept("c", "bundle", "examples", given), states)
 
     apart = separation(code, talk)
     assert apart.separation == 1
-    assert (means(code) @ apart.along > apart.limit).all() and not (means(talk) @ apart.along > apart.limit).any()
+    assert (states(code) @ apart.along > apart.limit).all() and not (states(talk) @ apart.along > apart.limit).any()
     assert separation(code, code).separation == 0.5
 
 
