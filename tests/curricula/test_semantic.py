@@ -14,7 +14,7 @@ from curricula.features import Features
 from curricula.stages import semantic
 from curricula.teacher import teacher
 from heads import saved
-from heads.semantic import NEVER, Head
+from heads.semantic import NEVER, Head, loss
 from heads.semantic import Config as Shape
 from tests.curricula.run import smoke
 
@@ -136,6 +136,24 @@ def test_it_comes_out_the_same_again_and_after_a_stop(made, tmp_path, monkeypatc
     assert semantic.run(CONFIG, needs(), tmp_path, None) == made[1]
     name = saved.FILE
     assert (tmp_path / name).read_bytes() == (made[0] / name).read_bytes()
+
+
+def test_the_head_is_the_one_that_tune_liked_best(tmp_path):
+    """At a rate at which the loss jumps, that is seldom the last one."""
+    fit = FitConfig(steps=12, rate=0.3, floor=1.0, evaluate_every=2)
+    semantic.run(replace(CONFIG, fit=fit), needs(), tmp_path, None)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    held = {row["step"]: row["held_loss"] for row in rows if "held_loss" in row}
+    assert min(held, key=lambda step: held[step]) < 12
+    head = saved.load(tmp_path, Shape, Head)
+    roles, known = semantic.read(CONFIG, smoke() / "harvest", teacher(smoke() / "domain"), None)
+    tune, best = roles["tune"], min(held.values())
+    share = roles["heads"].labels.true.sum(0) / roles["heads"].labels.known.sum(0)
+    at = np.arange(tune.features.count)
+    weights = tune.labels.known * np.where(tune.labels.true, (1 - share) / share, 1.0)
+    labels = mx.array(tune.labels.true.astype(np.float32))
+    summed, count = loss(head, tune.states(at), labels, mx.array(weights, mx.float32))
+    assert (summed / count).item() == pytest.approx(best, rel=1e-3)
 
 
 def test_a_tap_that_was_not_harvested_is_refused(loaded):
