@@ -1,0 +1,206 @@
+"""The transfer stage: codecs of several sizes, each begun in closed form and trained where the receiver minds errors.
+
+What is learned from is the sensitivity of the blocks above the tap: the second moment of slopes of what they say. It is
+taken once, and then no block is needed until all is measured. Measured is the receiver's next token: keys and values
+are made at or below the tap, so one state more or less that was compressed changes no other position, and a token that
+is the same is followed by the same.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from tqdm import tqdm
+
+from agp.artifacts import write_json
+from agp.hosts import added
+from agp.states import read_best
+from agp.train import FitConfig, drawn, fit
+from curricula.clustered import clusters, mean
+from curricula.exchange import exchange
+from curricula.features import Features
+from curricula.onward import Onward
+from curricula.payloads import followed, kept
+from curricula.teacher import teacher
+from heads import karhunen, saved, transfer
+from heads.codec import HEADER, PACKET, Codec, Integers, Raw
+
+CHUNK = 4096  # positions whose products are summed at once
+GROUP = 32  # values that share a scale
+GREEDY = 16  # tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    tap: int | None = None  # the block after which states are sent; none: the first tap
+    ratios: tuple[int, ...] = (4, 8, 16)  # raw bytes by bytes sent
+    sensed: int = 1000  # documents on which the sensitivity is taken
+    floor: float = 0.1  # what a direction counts that seems to matter to nobody, beside the mean
+    ridge: float = 1e-3  # likewise, of directions of a token's vector
+    rows: int = 256  # positions a batch
+    held: int = 4000  # positions of `tune` that decide which step was best
+    measured: int = 600  # documents of `test`
+    greedy: int = 256  # of them, continued freely
+    fit: FitConfig = FitConfig(steps=1000, rate=1e-3, warmup=20, evaluate_every=250, save_every=250)
+    seed: int = 0
+
+
+def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
+    model, harvest = teacher(needs["domain"]).model, needs["harvest"]
+    given, held, test = (Features(harvest, role) for role in ("heads", "tune", "test"))
+    tap = given.taps[0] if config.tap is None else config.tap
+    if wrong := faults(config, given, tap):
+        raise ValueError("; ".join(wrong))
+    given, held, test = (Onward(model, features, tap) for features in (given, held, test))
+    metric = sensed(config, given, group)
+    begun = Begun(config, given, karhunen.root(metric, config.floor), group)
+    heads = {f"{ratio}x": trained(config, begun, ratio, given, held, out / f"{ratio}x", group) for ratio in config.ratios}
+    return measured(config, begun, heads, test, out)
+
+
+def faults(config: Config, features: Features, tap: int) -> list[str]:
+    wrong = config.fit.faults()
+    if tap not in features.taps:
+        wrong.append(f"tap is {tap}; the harvest has {', '.join(map(str, features.taps))}")
+    if not config.ratios or list(config.ratios) != sorted(set(config.ratios)) or config.ratios[0] < 2:
+        wrong.append(f"ratios are {config.ratios}; whole numbers of 2 or more in rising order are needed")
+    for name in ("sensed", "rows", "held", "measured", "greedy"):
+        if getattr(config, name) < 1:
+            wrong.append(f"{name} is {getattr(config, name)}; 1 or more is needed")
+    for name in ("floor", "ridge"):
+        if not getattr(config, name) > 0:
+            wrong.append(f"{name} is {getattr(config, name)}; a number above 0 is needed")
+    return wrong
+
+
+def picked(count: int, some: int) -> np.ndarray:
+    """Evenly."""
+    return np.linspace(0, count - 1, min(count, some)).astype(int)
+
+
+def ranked(group: Any) -> tuple[int, int]:
+    return (group.rank(), group.size()) if group is not None else (0, 1)
+
+
+def sensed(config: Config, given: Onward, group: Any) -> np.ndarray:
+    """D D: each host takes its share of the documents."""
+    rank, size = ranked(group)
+    documents = picked(len(given.features.begins), config.sensed)[rank::size]
+    (total,) = added(group, [mx.array(given.sensitivity(documents.tolist(), config.seed).astype(np.float32))])
+    return np.array(total).astype(float)
+
+
+class Begun:
+    """What closed forms need: of all positions, the means of products of states by their size and what tokens say."""
+
+    def __init__(self, config: Config, given: Onward, root: np.ndarray, group: Any):
+        rank, size = ranked(group)
+        sums: list[mx.array] = []
+        for at in np.array_split(np.arange(given.features.count), -(-given.features.count // CHUNK))[rank::size]:
+            states, told = given.states(at), given.told(at)
+            unit = states / mx.sqrt(mx.square(states).mean(-1, keepdims=True))
+            both = mx.concatenate([mx.ones((len(at), 1)), told, unit], axis=-1)
+            sums = [(sums[0] if sums else 0) + both.T @ both]
+            mx.eval(sums)
+        (total,) = added(group, sums)
+        products = np.array(total).astype(float) / given.features.count
+        self.width, self.root = unit.shape[-1], root
+        known = len(products) - self.width
+        self.own, self.cross, self.state = products[:known, :known], products[:known, known:], products[known:, known:]
+        sizes = np.log(given.sizes())
+        self.span = (float(sizes.min()), float(max(sizes.max(), sizes.min() + 1e-3)))
+        ease = config.ridge * np.trace(self.own[1:, 1:]) / (known - 1) * np.eye(known)
+        ease[0, 0] = 0
+        self.expected = np.linalg.solve(self.own + ease, self.cross)
+
+    def size(self, ratio: int) -> int:
+        """Bytes of a state, so that those of its share of the header fit as well."""
+        return int(2 * self.width / ratio - HEADER / PACKET)
+
+    def head(self, ratio: int, *, told: bool = True, sensed: bool = True) -> transfer.Head:
+        """With less, it is what is known as PCA with bit allocation."""
+        expected = self.expected
+        if not told:
+            expected = np.zeros_like(self.expected)
+            expected[0] = self.cross[0]
+        left = self.state - expected.T @ self.cross - self.cross.T @ expected + expected.T @ self.own @ expected
+        root = self.root if sensed else np.eye(self.width)
+        return transfer.fitted(self.size(ratio), self.span, expected, left, root)
+
+
+def trained(
+    config: Config, begun: Begun, ratio: int, given: Onward, held: Onward, out: Path, group: Any
+) -> transfer.Head:
+    """The best on held-out states, as it was written."""
+    (rank, size), root = ranked(group), mx.array(begun.root.astype(np.float32))
+    head, tuned = begun.head(ratio), picked(held.features.count, config.held)[rank::size]
+
+    def batch(of: Onward, at: np.ndarray) -> tuple[mx.array, ...]:
+        return of.states(at), of.told(at), root
+
+    def batches(step: int, micro: int) -> tuple[mx.array, ...]:
+        rng = np.random.default_rng(drawn(config.seed, ratio, step, micro))
+        return batch(given, rng.integers(given.features.count, size=config.rows * size)[rank::size])
+
+    def scores() -> dict[str, float]:
+        total = mx.zeros(2)
+        for at in range(0, len(tuned), CHUNK):
+            total = total + mx.stack(list(transfer.loss(head, *batch(held, tuned[at : at + CHUNK]))))
+            mx.eval(total)
+        summed, count = added(group, [total])[0].tolist()
+        return {"loss": summed / count}
+
+    with tqdm(total=config.fit.steps, desc=f"transfer {out.name}", unit="step", disable=bool(rank), file=sys.stderr) as bar:
+        report = fit(
+            head,
+            transfer.loss,
+            batches,
+            config.fit,
+            out,
+            scores=scores,
+            inputs={"bytes": head.bytes, "hosts": size},
+            watch=lambda row: bar.update(row["step"] - bar.n) and None,
+            group=group,
+        )
+    if report.ended == "interrupted":
+        raise KeyboardInterrupt
+    if not rank:
+        read_best(out, head)
+        saved.save(out, head.config, head)
+    exchange(group, [out / saved.FILE, out / saved.CONFIG])
+    return saved.load(out, transfer.Config, transfer.Head)
+
+
+def measured(
+    config: Config, begun: Begun, heads: Mapping[str, transfer.Head], test: Onward, out: Path
+) -> dict[str, Any]:
+    """On `test`, all codecs at once; `plots.json` has bytes against agreement."""
+    width = begun.width
+    codecs: dict[str, Codec] = {"raw": Raw(width), "int8": Integers(width, 8, width)}
+    codecs |= {f"int{bits}": Integers(width, bits, GROUP) for bits in (4, 2)}
+    for ratio in config.ratios:
+        codecs[f"pca_{ratio}x"] = begun.head(ratio, told=False, sensed=False)
+        codecs[f"pca_token_{ratio}x"] = begun.head(ratio, sensed=False)
+    codecs |= {f"learned_{name}": head for name, head in heads.items()}
+    documents = picked(len(test.features.begins), config.measured)
+    found = kept(codecs, test, documents.tolist())
+    table = found.table()
+    write_json(out / "plots.json", {"frontier": table})
+    metrics: dict[str, Any] = {"tap": test.tap, "positions": len(found.cluster)}
+    for name in heads:
+        of = table[f"learned_{name}"]
+        metrics |= {f"next_agreement_{name}": of["agreement"], f"next_agreement_{name}_interval": of["interval"]}
+        metrics |= {f"kl_{name}": of["kl"], f"bytes_{name}": of["bytes"]}
+        more, share = found.gain(f"learned_{name}", f"pca_token_{name}")
+        metrics |= {f"gain_{name}": more.value, f"gain_{name}_interval": list(more.interval)}
+        metrics |= {f"kl_ratio_{name}": share.value, f"kl_ratio_{name}_interval": list(share.interval)}
+    first, some = next(iter(heads)), documents[picked(len(documents), config.greedy)]
+    cluster = clusters(test.features)[test.features.begins[some]]
+    free = mean(followed(heads[first], test, some.tolist(), GREEDY), cluster)
+    metrics |= {f"greedy{GREEDY}_agreement_{first}": free.value}
+    metrics |= {f"greedy{GREEDY}_agreement_{first}_interval": list(free.interval)}
+    return metrics | {"baselines": {name: of for name, of in table.items() if not name.startswith("learned")}}
