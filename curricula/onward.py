@@ -4,6 +4,7 @@ States are flat here, N D: Gemma 3n's four streams stand side by side.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -49,9 +50,10 @@ class Onward:
         return np.sqrt(np.square(scale).reshape(len(scale), -1).mean(-1))
 
     def parts(self, documents: Sequence[int]) -> Iterator[Part]:
-        """Alike in length."""
+        """Alike in how many positions they have, for each row of a batch is as long as the longest."""
         features = self.features
-        order = sorted(documents, key=lambda d: (features.of(d, "length"), features.of(d, "first"), d))
+        long = {d: features.of(d, "length") for d in documents}
+        order = sorted(documents, key=lambda d: (long[d] - features.of(d, "first"), long[d], d))
         for at in range(0, len(order), TOGETHER):
             given = features.together(order[at : at + TOGETHER])
             inputs = tail(self.model.embed(given.tokens).inputs, given.chosen.shape[1])
@@ -81,16 +83,17 @@ class Onward:
 
     def sensitivity(self, documents: Sequence[int], seed: int) -> np.ndarray:
         """D D, a sum over positions: the slope of the log of a token's share, by the state over its own size, times
-        itself. The token is drawn as the teacher would, so a small error times this is twice the KL that it makes."""
+        itself. The token is drawn by its share, so a small error times this, twice, is twice the KL that it makes."""
         total = np.zeros(())
         for number, part in enumerate(self.parts(documents)):
-            final = mx.array(self.features.final(part.at))
-            slope = drawn_slope(self.model, final, mx.random.key(drawn(seed, number)))
-            (back,) = mx.vjp(lambda x, part=part: self.after(part, x), [part.stream.hidden], [slope])[1]
-            states = self.states(part.at)
-            slopes = back.flatten(0, 1)[part.where].reshape(states.shape)
-            slopes = slopes * mx.sqrt(mx.square(states).mean(-1, keepdims=True))
-            total = total + np.array(slopes.T @ slopes).astype(float)
+            final, states = mx.array(self.features.final(part.at)), self.states(part.at)
+            tokens = tokens_drawn(self.model, final, seed, number)
+            due = slopes(self.model, final, tokens)
+            (back,) = mx.vjp(partial(self.after, part), [part.stream.hidden], [due])[1]
+            slope = back.flatten(0, 1)[part.where].reshape(states.shape).astype(mx.float32)
+            slope = slope * mx.sqrt(mx.square(states).mean(-1, keepdims=True))
+            total = total + np.array(slope.T @ slope).astype(float)
+            mx.clear_cache()
         return total
 
 
@@ -102,17 +105,31 @@ def put(part: Part, states: mx.array) -> mx.array:
     return flat.reshape(like.shape)
 
 
-def drawn_slope(model: Decoder, final: mx.array, key: mx.array) -> mx.array:
-    """N D: by the last state, of the log of the share of a token drawn by its share; a few positions at a time."""
-    few = max(1, oracle.ROOM // model.config.vocab_size)
+def few(model: Decoder, final: mx.array) -> list[slice]:
+    """Positions whose logits may be there at once."""
+    size = max(1, oracle.ROOM // model.config.vocab_size)
+    return [slice(at, at + size) for at in range(0, len(final), size)]
+
+
+def tokens_drawn(model: Decoder, final: mx.array, *seed: int) -> mx.array:
+    """Of each last state, one by its share."""
+    parts = few(model, final)
+    keys = mx.random.split(mx.random.key(drawn(*seed)), len(parts))
     found = []
-    for number, at in enumerate(range(0, len(final), few)):
-        states = final[at : at + few]
-        tokens = mx.random.categorical(oracle.shares(model, states), key=mx.random.split(key, number + 1)[number])
+    for part, key in zip(parts, keys, strict=True):
+        found.append(mx.random.categorical(oracle.shares(model, final[part]), key=key))
+        mx.eval(found)
+    return mx.concatenate(found)
 
-        def logs(x: mx.array, tokens: mx.array = tokens) -> mx.array:
-            return mx.take_along_axis(oracle.shares(model, x), tokens[:, None], axis=-1).sum()
 
-        found.append(mx.grad(logs)(states))
-        mx.eval(found[-1])
+def slopes(model: Decoder, final: mx.array, tokens: mx.array) -> mx.array:
+    """N D: of the log of a token's share, by the last state."""
+
+    def logs(states: mx.array, tokens: mx.array) -> mx.array:
+        return mx.take_along_axis(oracle.shares(model, states), tokens[:, None], axis=-1).sum()
+
+    found = []
+    for part in few(model, final):
+        found.append(mx.grad(logs)(final[part], tokens[part]))
+        mx.eval(found)
     return mx.concatenate(found)

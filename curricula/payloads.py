@@ -8,7 +8,6 @@ import mlx.core as mx
 import numpy as np
 
 from agp.batch import continued
-from agp.models.decoder import Decoder
 from agp.sites import At, Site
 from curricula.clustered import clusters, mean, resampled
 from curricula.onward import TOGETHER, Onward
@@ -56,7 +55,9 @@ def followed(codec: Codec, test: Onward, documents: Sequence[int], count: int) -
     went through bytes."""
     model, same = test.model, []
     for at in range(0, len(documents), TOGETHER):
-        asked = [test.features.of(d, "ids")[: test.features.of(d, "first")].tolist() for d in documents[at : at + TOGETHER]]
+        asked = [
+            test.features.of(d, "ids")[: test.features.of(d, "first")].tolist() for d in documents[at : at + TOGETHER]
+        ]
         plain = continued(model, asked, max_tokens=count)
         last = model.embed_vectors(mx.array([prompt[-1] for prompt in asked])).astype(mx.float32)
         sent = continued(model, asked, max_tokens=count, visit=sending(codec, test.tap, last))

@@ -60,7 +60,8 @@ class Head(nn.Module, Codec):
     def level(self, left: mx.array) -> mx.array:
         """Of each combination, counted from the middle. They stand closer where more values are."""
         bent = mx.erf(self.analysis(left) / karhunen.WIDTH)
-        return nearest(bent * (self._levels / 2), (self._levels - 1) / 2)
+        found: Any = nearest(bent * (self._levels / 2), (self._levels - 1) / 2)
+        return found
 
     def meant(self, size: mx.array, level: mx.array, expected: mx.array) -> mx.array:
         values = mx.erfinv(level / (self._levels / 2)) * karhunen.WIDTH

@@ -20,6 +20,7 @@ from agp.artifacts import write_json
 from agp.hosts import added
 from agp.states import read_best
 from agp.train import FitConfig, drawn, fit
+from curricula.begun import CHUNK, Begun
 from curricula.clustered import clusters, mean
 from curricula.exchange import exchange
 from curricula.features import Features
@@ -27,9 +28,8 @@ from curricula.onward import Onward
 from curricula.payloads import followed, kept
 from curricula.teacher import teacher
 from heads import karhunen, saved, transfer
-from heads.codec import HEADER, PACKET, Codec, Integers, Raw
+from heads.codec import Codec, Integers, Raw
 
-CHUNK = 4096  # positions whose products are summed at once
 GROUP = 32  # values that share a scale
 GREEDY = 16  # tokens
 
@@ -57,8 +57,10 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
         raise ValueError("; ".join(wrong))
     given, held, test = (Onward(model, features, tap) for features in (given, held, test))
     metric = sensed(config, given, group)
-    begun = Begun(config, given, karhunen.root(metric, config.floor), group)
-    heads = {f"{ratio}x": trained(config, begun, ratio, given, held, out / f"{ratio}x", group) for ratio in config.ratios}
+    begun = Begun(given, karhunen.root(metric, config.floor), config.ridge, group)
+    heads = {
+        f"{ratio}x": trained(config, begun, ratio, given, held, out / f"{ratio}x", group) for ratio in config.ratios
+    }
     return measured(config, begun, heads, test, out)
 
 
@@ -94,44 +96,6 @@ def sensed(config: Config, given: Onward, group: Any) -> np.ndarray:
     return np.array(total).astype(float)
 
 
-class Begun:
-    """What closed forms need: of all positions, the means of products of states by their size and what tokens say."""
-
-    def __init__(self, config: Config, given: Onward, root: np.ndarray, group: Any):
-        rank, size = ranked(group)
-        sums: list[mx.array] = []
-        for at in np.array_split(np.arange(given.features.count), -(-given.features.count // CHUNK))[rank::size]:
-            states, told = given.states(at), given.told(at)
-            unit = states / mx.sqrt(mx.square(states).mean(-1, keepdims=True))
-            both = mx.concatenate([mx.ones((len(at), 1)), told, unit], axis=-1)
-            sums = [(sums[0] if sums else 0) + both.T @ both]
-            mx.eval(sums)
-        (total,) = added(group, sums)
-        products = np.array(total).astype(float) / given.features.count
-        self.width, self.root = unit.shape[-1], root
-        known = len(products) - self.width
-        self.own, self.cross, self.state = products[:known, :known], products[:known, known:], products[known:, known:]
-        sizes = np.log(given.sizes())
-        self.span = (float(sizes.min()), float(max(sizes.max(), sizes.min() + 1e-3)))
-        ease = config.ridge * np.trace(self.own[1:, 1:]) / (known - 1) * np.eye(known)
-        ease[0, 0] = 0
-        self.expected = np.linalg.solve(self.own + ease, self.cross)
-
-    def size(self, ratio: int) -> int:
-        """Bytes of a state, so that those of its share of the header fit as well."""
-        return int(2 * self.width / ratio - HEADER / PACKET)
-
-    def head(self, ratio: int, *, told: bool = True, sensed: bool = True) -> transfer.Head:
-        """With less, it is what is known as PCA with bit allocation."""
-        expected = self.expected
-        if not told:
-            expected = np.zeros_like(self.expected)
-            expected[0] = self.cross[0]
-        left = self.state - expected.T @ self.cross - self.cross.T @ expected + expected.T @ self.own @ expected
-        root = self.root if sensed else np.eye(self.width)
-        return transfer.fitted(self.size(ratio), self.span, expected, left, root)
-
-
 def trained(
     config: Config, begun: Begun, ratio: int, given: Onward, held: Onward, out: Path, group: Any
 ) -> transfer.Head:
@@ -154,17 +118,14 @@ def trained(
         summed, count = added(group, [total])[0].tolist()
         return {"loss": summed / count}
 
-    with tqdm(total=config.fit.steps, desc=f"transfer {out.name}", unit="step", disable=bool(rank), file=sys.stderr) as bar:
+    with tqdm(total=config.fit.steps, desc=f"sent {out.name}", unit="step", disable=bool(rank), file=sys.stderr) as bar:
+
+        def watch(row: dict) -> None:
+            bar.update(row["step"] - bar.n)
+
+        inputs = {"bytes": head.bytes, "hosts": size}
         report = fit(
-            head,
-            transfer.loss,
-            batches,
-            config.fit,
-            out,
-            scores=scores,
-            inputs={"bytes": head.bytes, "hosts": size},
-            watch=lambda row: bar.update(row["step"] - bar.n) and None,
-            group=group,
+            head, transfer.loss, batches, config.fit, out, scores=scores, inputs=inputs, watch=watch, group=group
         )
     if report.ended == "interrupted":
         raise KeyboardInterrupt

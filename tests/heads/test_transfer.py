@@ -4,6 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from agp.train import FitConfig, fit
 from heads import saved, transfer
@@ -64,12 +65,20 @@ def test_bytes_go_where_the_metric_says():
     assert sensed[20:].mean() < 0.3 * plain[20:].mean() and sensed[:20].mean() > 2 * plain[:20].mean()
 
 
-def test_the_slope_is_that_without_steps_between_the_outermost_levels():
+def test_the_slope_is_that_without_steps():
     half = mx.array([0.5, 1.0, 3.5])
-    x = mx.array([[0.2, 1.4, -3.0], [0.6, -0.3, 9.0]])
+    x = mx.array([[0.2, 1.4, -2.9], [0.6, -0.3, 9.0]])
     slope = mx.grad(lambda x: (transfer.nearest(x, half) * mx.array([1.0, 2.0, 3.0])).sum())(x)
-    assert slope.tolist() == [[1, 0, 3], [0, 2, 0]]
+    assert slope.tolist() == [[1, 2, 3], [1, 2, 3]]
     assert transfer.nearest(x, half).tolist() == [[0.5, 1, -2.5], [0.5, 0, 3.5]]  # an even count has no zero
+
+
+def test_slopes_reach_all_that_is_trained():
+    head, states, told = made()
+    _, slopes = nn.value_and_grad(head, lambda head: transfer.loss(head, states, told, mx.eye(D))[0])(head)
+    found = dict(tree_flatten(slopes))
+    assert sorted(found) == ["analysis.weight", "expected.bias", "expected.weight", "synthesis.weight"]
+    assert all(mx.abs(slope).max().item() > 1e-3 for slope in found.values())
 
 
 def test_loss_is_the_square_of_the_error_in_the_metric():
@@ -85,11 +94,11 @@ def test_loss_is_the_square_of_the_error_in_the_metric():
 
 def test_training_lowers_the_loss_and_leaves_the_span_alone(tmp_path):
     head, states, told = made(size=4)
-    root = mx.eye(D)
+    root = mx.diag(mx.array([1e-2] * 20 + [1.0] * 4))  # not the one it began with
     before = transfer.loss(head, states, told, root)[0].item()
-    config = FitConfig(steps=60, rate=3e-3)
+    config = FitConfig(steps=60, rate=1e-2)
     fit(head, transfer.loss, lambda step, micro: (states, told, root), config, tmp_path)
-    assert transfer.loss(head, states, told, root)[0].item() < 0.97 * before
+    assert transfer.loss(head, states, told, root)[0].item() < 0.7 * before
     assert head.span.tolist() == [-1.5, 1.5]
     assert mx.array_equal(head.unpack(head.pack(states, told), told), head(states, told))
 
@@ -101,4 +110,4 @@ def test_a_head_comes_back_from_disk_to_the_bit(tmp_path):
     assert back.config == head.config and back.bytes == head.bytes
     np.testing.assert_array_equal(back.pack(states, told), head.pack(states, told))
     assert mx.array_equal(back.unpack(head.pack(states, told), told), head(states, told))
-    assert not nn.utils.tree_flatten(back.trainable_parameters())
+    assert not tree_flatten(back.trainable_parameters())
