@@ -27,16 +27,19 @@ class Begun:
         sizes = np.log(given.sizes())
         self.span = (float(sizes.min()), float(max(sizes.max(), sizes.min() + 1e-3)))
 
-    def head(self, ratio: int, *, told: bool = True, sensed: bool = True) -> transfer.Head:
-        """Of so few bytes that a share of the header fits as well. Not told the token and without a sense of what
-        matters, it is what is known as PCA with bit allocation."""
+    def bytes(self, ratio: int) -> int:
+        """Of a state, so that its share of the header fits as well."""
+        return int(2 * self.width / ratio - HEADER / PACKET)
+
+    def head(self, size: int, *, told: bool = True, sensed: bool = True) -> transfer.Head:
+        """Of so many bytes. Not told the token and without a sense of what matters, it is what is known as PCA with bit
+        allocation."""
         expected = self.expected
         if not told:
             expected = np.zeros_like(self.expected)
             expected[0] = self.cross[0]
         both = expected.T @ self.cross
         left = self.state - both - both.T + expected.T @ self.own @ expected
-        size = int(2 * self.width / ratio - HEADER / PACKET)
         return transfer.fitted(size, self.span, expected, left, self.root if sensed else np.eye(self.width))
 
 

@@ -66,8 +66,19 @@ def test_what_was_measured_is_whole(made):
     assert metrics["greedy16_agreement_4x"] > 0.5 and metrics["tap"] == 4
     frontier = json.loads((out / "plots.json").read_text())["frontier"]
     assert frontier["raw"]["bytes"] == 384.25 and frontier["raw"]["agreement"] == 1
-    wanted = {"raw", "int8", "int4", "int2", *(f"{a}_{n}x" for a in ("pca", "pca_token", "learned") for n in (4, 8))}
+    wanted = {
+        "raw",
+        "int8",
+        "int4",
+        "int2",
+        "one_byte",
+        *(f"{a}_{n}x" for a in ("pca", "pca_token", "learned") for n in (4, 8)),
+    }
     assert frontier.keys() == wanted and metrics["baselines"].keys() == wanted - {"learned_4x", "learned_8x"}
+    assert (
+        frontier["one_byte"]["bytes"] == 1.25
+        and frontier["one_byte"]["agreement"] < frontier["learned_8x"]["agreement"]
+    )
     for n in (4, 8):
         assert len({frontier[f"{a}_{n}x"]["bytes"] for a in ("pca", "pca_token", "learned")}) == 1
 
