@@ -38,12 +38,12 @@ GREEDY = 16  # tokens
 class Config:
     tap: int | None = None  # the block after which states are sent; none: the first tap
     ratios: tuple[int, ...] = (4, 8, 16)  # raw bytes by bytes sent
-    sensed: int = 1000  # documents on which the sensitivity is taken
+    sensed: int = 800  # documents on which the sensitivity is taken
     floor: float = 0.1  # what a direction counts that seems to matter to nobody, beside the mean
     ridge: float = 1e-3  # likewise, of directions of a token's vector
     rows: int = 256  # positions a batch
     held: int = 4000  # positions of `tune` that decide which step was best
-    measured: int = 600  # documents of `test`
+    measured: int = 500  # documents of `test`
     greedy: int = 256  # of them, continued freely
     fit: FitConfig = FitConfig(steps=700, rate=1e-3, warmup=20, evaluate_every=350, save_every=350)
     seed: int = 0

@@ -160,9 +160,11 @@ def test_only_the_last_state_is_sent(root, model):
     prompts = [[2, 50, 60, 70, 80], [2, 9, 8]]
     told = mx.zeros((2, 192))
     x = mx.random.normal((2, 5, 192), key=mx.random.key(0))
-    visit = sending(Integers(192, 2, 32), 4, told)
+    codec = Integers(192, 2, 32)
+    visit = sending(codec, 4, told)
     out = visit(Site(4, "block"), lambda x: x, x)
     assert mx.array_equal(out[:, :-1], x[:, :-1]) and not mx.array_equal(out[:, -1], x[:, -1])
+    assert mx.array_equal(out[:, -1], codec.unpack(codec.pack(x[:, -1], told), told))
     assert mx.array_equal(visit(Site(3, "block"), lambda x: x, x), x)
     assert continued(model, prompts, max_tokens=4, visit=plain) == continued(model, prompts, max_tokens=4)
 
