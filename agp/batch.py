@@ -7,6 +7,7 @@ import numpy as np
 
 from agp.generate import Sampler, greedy, step
 from agp.models.decoder import Decoder
+from agp.sites import Visit, plain
 
 
 def padded(rows: Sequence[Sequence[int]]) -> tuple[mx.array, mx.array]:
@@ -25,13 +26,14 @@ def continued(
     max_tokens: int,
     sampler: Sampler = greedy,
     stop: Collection[int] = (),
+    visit: Visit = plain,
 ) -> list[list[int]]:
-    """What follows each prompt; one of `stop` is the last, and is handed out too."""
+    """What follows each prompt; one of `stop` is the last, and is handed out too. Only the prompts are visited."""
     ids, pad = padded(prompts)
     cache = model.make_cache()
     cache.pad = pad
     found: list[list[int]] = [[] for _ in prompts]
-    logits = step(model, ids, cache)
+    logits = step(model, ids, cache, visit)
     for left in reversed(range(max_tokens)):
         token = sampler(logits)
         for row, new in zip(found, np.array(token).tolist(), strict=True):

@@ -8,6 +8,7 @@ import mlx.core as mx
 from agp.cache import Cache
 from agp.models.checks import accept
 from agp.models.decoder import Decoder
+from agp.sites import Visit, plain
 
 CHUNK = 512  # prompt tokens run at once: longer chunks are no faster, and attention scores grow with them
 
@@ -110,10 +111,10 @@ def prefill(model: Decoder, prompt: mx.array, cache: Cache, chunk: int, progress
     return logits
 
 
-def step(model: Decoder, tokens: mx.array, cache: Cache) -> mx.array:
+def step(model: Decoder, tokens: mx.array, cache: Cache, visit: Visit = plain) -> mx.array:
     """Logits, B V, after the last of `tokens`, whose ids need not be known yet: only a table on disk waits for them."""
     stream = model.embed(tokens, end=cache.position + tokens.shape[1], pad=cache.pad)
-    return model.unembed(model.blocks(stream, cache=cache, last=1))[:, -1]
+    return model.unembed(model.blocks(stream, cache=cache, visit=visit, last=1))[:, -1]
 
 
 def pipeline(

@@ -1,0 +1,135 @@
+"""Going on from states at a tap, as a receiver would: what the blocks above say then, and how much they mind an error.
+
+States are flat here, N D: Gemma 3n's four streams stand side by side.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from agp.layers import tail
+from agp.models.decoder import Decoder, Stream
+from agp.train import drawn
+from curricula import oracle
+from curricula.features import Features
+
+TOGETHER = 64  # documents
+
+
+class Part(NamedTuple):
+    """Some documents side by side."""
+
+    at: np.ndarray  # positions, N
+    where: mx.array  # N: their places among all of the batch
+    stream: Stream  # what the blocks above the tap take
+
+
+class Onward:
+    """All positions of one role, after one block."""
+
+    def __init__(self, model: Decoder, features: Features, tap: int):
+        self.model, self.features, self.tap = model, features, tap
+        self.which = features.taps.index(tap)
+        documents = range(len(features.begins))
+        self.tokens = np.concatenate([features.of(d, "ids")[features.of(d, "first") - 1 : -1] for d in documents])
+
+    def states(self, at: np.ndarray) -> mx.array:
+        hidden, scale = (self.features.take(name, at)[:, self.which] for name in ("hidden", "scale"))
+        return mx.array((hidden.astype(np.float32) * scale[..., None]).reshape(len(at), -1))
+
+    def told(self, at: np.ndarray) -> mx.array:
+        """N K: vectors of the tokens that stand there."""
+        return self.model.embed_vectors(mx.array(self.tokens[at])).astype(mx.float32)
+
+    def sizes(self) -> np.ndarray:
+        """Roots of the mean squares of states."""
+        scale = self.features.whole("scale")[:, self.which].astype(float)
+        return np.sqrt(np.square(scale).reshape(len(scale), -1).mean(-1))
+
+    def parts(self, documents: Sequence[int]) -> Iterator[Part]:
+        """Alike in how many positions they have, for each row of a batch is as long as the longest."""
+        features = self.features
+        long = {d: features.of(d, "length") for d in documents}
+        order = sorted(documents, key=lambda d: (long[d] - features.of(d, "first"), long[d], d))
+        for at in range(0, len(order), TOGETHER):
+            given = features.together(order[at : at + TOGETHER])
+            inputs = tail(self.model.embed(given.tokens).inputs, given.chosen.shape[1])
+            where = mx.array(np.flatnonzero(given.chosen))
+            stream = Stream(given.states[self.which], inputs, given.end, given.pad, given.shared)
+            yield Part(given.places[given.chosen], where, stream)
+
+    def after(self, part: Part, hidden: mx.array) -> mx.array:
+        """N D: the state that the final norm is for, gone on to from `hidden`."""
+        out = self.model.blocks(part.stream._replace(hidden=hidden), start=self.tap + 1)
+        return self.model.together(out.hidden).flatten(0, 1)[part.where]
+
+    def read(
+        self, documents: Sequence[int], ways: Sequence[Callable[[mx.array, mx.array], mx.array]]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of all positions of the documents: which they are, and for each way to change a state (states, told ->
+        states) whether the teacher's token is likeliest all the same, and KL(teacher || went on)."""
+        found = []
+        for part in self.parts(documents):
+            states, told = self.states(part.at), self.told(part.at)
+            after = mx.stack([self.after(part, put(part, way(states, told))) for way in ways], axis=1)
+            reading, _ = oracle.read(self.model, after, mx.array(self.features.final(part.at)), 1)
+            found.append((part.at, np.array(reading.agrees), np.array(reading.divergence)))
+            mx.clear_cache()
+        at, agrees, divergence = (np.concatenate(of) for of in zip(*found, strict=True))
+        return at, agrees, divergence
+
+    def sensitivity(self, documents: Sequence[int], seed: int) -> np.ndarray:
+        """D D, a sum over positions: the slope of the log of a token's share, by the state over its own size, times
+        itself. The token is drawn by its share, so a small error times this, twice, is twice the KL that it makes."""
+        total = np.zeros(())
+        for number, part in enumerate(self.parts(documents)):
+            final, states = mx.array(self.features.final(part.at)), self.states(part.at)
+            tokens = tokens_drawn(self.model, final, seed, number)
+            due = slopes(self.model, final, tokens)
+            (back,) = mx.vjp(partial(self.after, part), [part.stream.hidden], [due])[1]
+            slope = back.flatten(0, 1)[part.where].reshape(states.shape).astype(mx.float32)
+            slope = slope * mx.sqrt(mx.square(states).mean(-1, keepdims=True))
+            total = total + np.array(slope.T @ slope).astype(float)
+            mx.clear_cache()
+        return total
+
+
+def put(part: Part, states: mx.array) -> mx.array:
+    """Flat states into their places; where there is no position, what was there."""
+    like = part.stream.hidden
+    flat = like.flatten(0, 1)
+    flat[part.where] = states.reshape(-1, *like.shape[2:]).astype(like.dtype)
+    return flat.reshape(like.shape)
+
+
+def few(model: Decoder, final: mx.array) -> list[slice]:
+    """Positions whose logits may be there at once."""
+    size = max(1, oracle.ROOM // model.config.vocab_size)
+    return [slice(at, at + size) for at in range(0, len(final), size)]
+
+
+def tokens_drawn(model: Decoder, final: mx.array, *seed: int) -> mx.array:
+    """Of each last state, one by its share."""
+    parts = few(model, final)
+    keys = mx.random.split(mx.random.key(drawn(*seed)), len(parts))
+    found = []
+    for part, key in zip(parts, keys, strict=True):
+        found.append(mx.random.categorical(oracle.shares(model, final[part]), key=key))
+        mx.eval(found)
+    return mx.concatenate(found)
+
+
+def slopes(model: Decoder, final: mx.array, tokens: mx.array) -> mx.array:
+    """N D: of the log of a token's share, by the last state."""
+
+    def logs(states: mx.array, tokens: mx.array) -> mx.array:
+        return mx.take_along_axis(oracle.shares(model, states), tokens[:, None], axis=-1).sum()
+
+    found = []
+    for part in few(model, final):
+        found.append(mx.grad(logs)(final[part], tokens[part]))
+        mx.eval(found)
+    return mx.concatenate(found)

@@ -1,0 +1,169 @@
+"""The transfer stage: codecs of several sizes, each begun in closed form and trained where the receiver minds errors.
+
+What is learned from is the sensitivity of the blocks above the tap: the second moment of slopes of what they say. It is
+taken once, and then no block is needed until all is measured. Measured is the receiver's next token: keys and values
+are made at or below the tap, so one state more or less that was compressed changes no other position, and a token that
+is the same is followed by the same.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from tqdm import tqdm
+
+from agp.artifacts import write_json
+from agp.hosts import added
+from agp.states import read_best
+from agp.train import FitConfig, drawn, fit
+from curricula.begun import CHUNK, Begun
+from curricula.clustered import clusters, mean
+from curricula.exchange import exchange
+from curricula.features import Features
+from curricula.onward import Onward
+from curricula.payloads import followed, kept
+from curricula.teacher import teacher
+from heads import karhunen, saved, transfer
+from heads.codec import Codec, Integers, Raw
+
+GROUP = 32  # values that share a scale
+GREEDY = 16  # tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    tap: int | None = None  # the block after which states are sent; none: the first tap
+    ratios: tuple[int, ...] = (4, 8, 16)  # raw bytes by bytes sent
+    sensed: int = 800  # documents on which the sensitivity is taken
+    floor: float = 0.1  # what a direction counts that seems to matter to nobody, beside the mean
+    ridge: float = 1e-3  # likewise, of directions of a token's vector
+    rows: int = 256  # positions a batch
+    held: int = 4000  # positions of `tune` that decide which step was best
+    measured: int = 500  # documents of `test`
+    greedy: int = 256  # of them, continued freely
+    fit: FitConfig = FitConfig(steps=700, rate=1e-3, warmup=20, evaluate_every=350, save_every=350)
+    seed: int = 0
+
+
+def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
+    model, harvest = teacher(needs["domain"]).model, needs["harvest"]
+    given, held, test = (Features(harvest, role) for role in ("heads", "tune", "test"))
+    tap = given.taps[0] if config.tap is None else config.tap
+    if wrong := faults(config, given, tap):
+        raise ValueError("; ".join(wrong))
+    given, held, test = (Onward(model, features, tap) for features in (given, held, test))
+    metric = sensed(config, given, group)
+    begun = Begun(given, karhunen.root(metric, config.floor), config.ridge, group)
+    heads = {
+        f"{ratio}x": trained(config, begun, ratio, given, held, out / f"{ratio}x", group) for ratio in config.ratios
+    }
+    return measured(config, begun, heads, test, out)
+
+
+def faults(config: Config, features: Features, tap: int) -> list[str]:
+    wrong = config.fit.faults()
+    if tap not in features.taps:
+        wrong.append(f"tap is {tap}; the harvest has {', '.join(map(str, features.taps))}")
+    if not config.ratios or list(config.ratios) != sorted(set(config.ratios)) or config.ratios[0] < 2:
+        wrong.append(f"ratios are {config.ratios}; whole numbers of 2 or more in rising order are needed")
+    for name in ("sensed", "rows", "held", "measured", "greedy"):
+        if getattr(config, name) < 1:
+            wrong.append(f"{name} is {getattr(config, name)}; 1 or more is needed")
+    for name in ("floor", "ridge"):
+        if not getattr(config, name) > 0:
+            wrong.append(f"{name} is {getattr(config, name)}; a number above 0 is needed")
+    return wrong
+
+
+def picked(count: int, some: int) -> np.ndarray:
+    """Evenly."""
+    return np.linspace(0, count - 1, min(count, some)).astype(int)
+
+
+def ranked(group: Any) -> tuple[int, int]:
+    return (group.rank(), group.size()) if group is not None else (0, 1)
+
+
+def sensed(config: Config, given: Onward, group: Any) -> np.ndarray:
+    """D D: each host takes its share of the documents."""
+    rank, size = ranked(group)
+    documents = picked(len(given.features.begins), config.sensed)[rank::size]
+    (total,) = added(group, [mx.array(given.sensitivity(documents.tolist(), config.seed).astype(np.float32))])
+    return np.array(total).astype(float)
+
+
+def trained(
+    config: Config, begun: Begun, ratio: int, given: Onward, held: Onward, out: Path, group: Any
+) -> transfer.Head:
+    """The best on held-out states, as it was written."""
+    (rank, size), root = ranked(group), mx.array(begun.root.astype(np.float32))
+    head, tuned = begun.head(begun.bytes(ratio)), picked(held.features.count, config.held)[rank::size]
+
+    def batch(of: Onward, at: np.ndarray) -> tuple[mx.array, ...]:
+        return of.states(at), of.told(at), root
+
+    def batches(step: int, micro: int) -> tuple[mx.array, ...]:
+        rng = np.random.default_rng(drawn(config.seed, ratio, step, micro))
+        return batch(given, rng.integers(given.features.count, size=config.rows * size)[rank::size])
+
+    def scores() -> dict[str, float]:
+        total = mx.zeros(2)
+        for at in range(0, len(tuned), CHUNK):
+            total = total + mx.stack(list(transfer.loss(head, *batch(held, tuned[at : at + CHUNK]))))
+            mx.eval(total)
+        summed, count = added(group, [total])[0].tolist()
+        return {"loss": summed / count}
+
+    with tqdm(total=config.fit.steps, desc=f"sent {out.name}", unit="step", disable=bool(rank), file=sys.stderr) as bar:
+
+        def watch(row: dict) -> None:
+            bar.update(row["step"] - bar.n)
+
+        inputs = {"bytes": head.bytes, "hosts": size}
+        report = fit(
+            head, transfer.loss, batches, config.fit, out, scores=scores, inputs=inputs, watch=watch, group=group
+        )
+    if report.ended == "interrupted":
+        raise KeyboardInterrupt
+    if not rank:
+        read_best(out, head)
+        saved.save(out, head.config, head)
+    exchange(group, [out / saved.FILE, out / saved.CONFIG])
+    return saved.load(out, transfer.Config, transfer.Head)
+
+
+def measured(
+    config: Config, begun: Begun, heads: Mapping[str, transfer.Head], test: Onward, out: Path
+) -> dict[str, Any]:
+    """On `test`, all codecs at once; `plots.json` has bytes against agreement."""
+    width = begun.width
+    codecs: dict[str, Codec] = {"raw": Raw(width), "int8": Integers(width, 8, width)}
+    codecs |= {f"int{bits}": Integers(width, bits, GROUP) for bits in (4, 2)}
+    codecs["one_byte"] = begun.head(1)  # nearly all that it says was there without it: the token, its keys and values
+    for ratio in config.ratios:
+        codecs[f"pca_{ratio}x"] = begun.head(begun.bytes(ratio), told=False, sensed=False)
+        codecs[f"pca_token_{ratio}x"] = begun.head(begun.bytes(ratio), sensed=False)
+    codecs |= {f"learned_{name}": head for name, head in heads.items()}
+    documents = picked(len(test.features.begins), config.measured)
+    found = kept(codecs, test, documents.tolist())
+    table = found.table()
+    write_json(out / "plots.json", {"frontier": table})
+    metrics: dict[str, Any] = {"tap": test.tap, "positions": len(found.cluster)}
+    for name in heads:
+        of = table[f"learned_{name}"]
+        metrics |= {f"next_agreement_{name}": of["agreement"], f"next_agreement_{name}_interval": of["interval"]}
+        metrics |= {f"kl_{name}": of["kl"], f"bytes_{name}": of["bytes"]}
+        for other in ("pca", "pca_token"):
+            more, share = found.gain(f"learned_{name}", f"{other}_{name}")
+            metrics |= {f"over_{other}_{name}": more.value, f"over_{other}_{name}_interval": list(more.interval)}
+            metrics |= {f"kl_by_{other}_{name}": share.value, f"kl_by_{other}_{name}_interval": list(share.interval)}
+    first, some = next(iter(heads)), documents[picked(len(documents), config.greedy)]
+    cluster = clusters(test.features)[test.features.begins[some]]
+    free = mean(followed(heads[first], test, some.tolist(), GREEDY), cluster)
+    metrics |= {f"greedy{GREEDY}_agreement_{first}": free.value}
+    metrics |= {f"greedy{GREEDY}_agreement_{first}_interval": list(free.interval)}
+    return metrics | {"baselines": {name: of for name, of in table.items() if not name.startswith("learned")}}
