@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from agp.train import FitConfig
 from curricula.runner import Stage
-from curricula.stages import adapt, calibrate, depth, domain, harvest, rows, trajectory
+from curricula.stages import adapt, calibrate, depth, domain, harvest, rows, semantic, trajectory, transfer
 
 NAMES = ("tiny", "tiny3n", "smoke", "gemma4_e2b", "gemma3n_e2b", "gemma4_e4b")
 
@@ -15,7 +15,9 @@ class Recipe:
     domain: domain.Config
     harvest: harvest.Config
     trajectory: trajectory.Config
+    semantic: semantic.Config
     depth: depth.Config
+    transfer: transfer.Config
     calibrate: calibrate.Config
     after: str = ""  # a recipe that must have passed all its gates before this one begins
     gates: dict[str, dict[str, str]] = field(default_factory=dict)  # of each stage
@@ -25,12 +27,15 @@ def stages(recipe: Recipe) -> list[Stage]:
     def stage(name, run, config, *needs, **more):
         return Stage(name=name, run=run, config=config, needs=needs, gate=recipe.gates.get(name, {}), **more)
 
+    outside = {"given": semantic.given, "places": semantic.PLACES}
     return [
         stage("rows", rows.run, recipe.rows, given=rows.given, places=("data",)),
         stage("domain", adapt.run, recipe.domain, "rows", given=adapt.given, places=adapt.PLACES),
         stage("harvest", harvest.run, recipe.harvest, "rows", "domain"),
         stage("trajectory", trajectory.run, recipe.trajectory, "domain", "harvest"),
+        stage("semantic", semantic.run, recipe.semantic, "rows", "domain", "harvest", **outside),
         stage("depth", depth.run, recipe.depth, "domain", "harvest"),
+        stage("transfer", transfer.run, recipe.transfer, "domain", "harvest"),
         stage("calibrate", calibrate.run, recipe.calibrate, "domain", "harvest", "trajectory", "depth"),
     ]
 
@@ -51,13 +56,30 @@ def tiny() -> Recipe:
         ),
         harvest=harvest.Config(taps=(4, 6, 8, 10), windows=(1200, 120, 300, 200)),
         trajectory=trajectory.Config(),
+        semantic=semantic.Config(tap=6),
         depth=depth.Config(),
+        transfer=transfer.Config(),
         calibrate=calibrate.Config(),
         gates={
             "domain": {"loss_drop": ">= 0.25", "general_drop": "<= 2"},
             "harvest": {"test_positions": ">= 10000", "calibrate_documents": ">= 1000", "adapter_change": "> 0"},
             "trajectory": {"auroc_worst": ">= 0.85", "auroc_gain_surely": "> 0", "vitality_gain": "> 0"},
+            "semantic": {
+                "auroc": ">= 0.95",
+                "variance_explained": ">= 0.92",
+                "spliced_agreement": ">= 0.93",
+                "l0": "<= 32",
+                "dead": "<= 0.05",
+                "margin_over_random": ">= 0.05",
+            },
             "depth": {"gain_first": ">= 0.1", "gain_surely": "> 0", "cost": "< 1"},
+            "transfer": {
+                "next_agreement_4x": ">= 0.985",
+                "next_agreement_8x": ">= 0.97",
+                "next_agreement_16x": ">= 0.955",
+                "greedy16_agreement_4x": ">= 0.95",
+                "kl_by_pca_token_16x": "<= 0.9",
+            },
             "calibrate": {"violations": "<= 0.15", "macs_first": "< 1"},
         },
     )
@@ -81,7 +103,11 @@ def smoke() -> Recipe:
         domain=replace(recipe.domain, rows=8, held_rows=4, fit=FitConfig(steps=2, rate=3e-3, evaluate_every=2)),
         harvest=replace(recipe.harvest, windows=(8, 2, 4, 4), answer=6, noises=1, omissions=1, shard=16, compared=4),
         trajectory=trajectory.Config(fit=brief(recipe.trajectory.fit), batch=64),
+        semantic=semantic.Config(
+            tap=8, least=2, width=192, picks=4, each=7, rows=128, fit=FitConfig(steps=60, rate=1e-2, evaluate_every=30)
+        ),
         depth=depth.Config(fit=brief(recipe.depth.fit), width=16),
+        transfer=transfer.Config(ratios=(4, 8), measured=12, greedy=8, rows=64, fit=brief(recipe.transfer.fit)),
         calibrate=calibrate.Config(fit=brief(recipe.calibrate.fit), batch=64, grid=8, resplits=4),
         gates={},
     )
