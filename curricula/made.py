@@ -33,8 +33,8 @@ def row(item: Item) -> dict:
     return {"prompt": item.prompt, "completion": item.answer, "document": named, "concepts": concepts}
 
 
-def shifted(counts: Mapping[str, int]) -> Rows:
-    """So many items of each family for each role, and the texts; no content twice."""
+def shifted(counts: Mapping[str, int], most: int | None = None) -> Rows:
+    """So many items of each family for each role, and `most` pieces of text at most; no content twice."""
     found: Rows = {}
     for family in FAMILIES:
         drawn = items(family, "shift")
@@ -45,7 +45,7 @@ def shifted(counts: Mapping[str, int]) -> Rows:
     for kind, shares in (("shift", SHIFTED), ("heldout", HELD_OUT)):
         for role, modules in dealt(committed(kind), shares).items():
             texts[role] += [{"text": t, "document": name} for name, text in modules.items() for t in pieces(text)]
-    return found | {"source": texts}
+    return found | {"source": {role: rows[:most] for role, rows in texts.items()}}
 
 
 def general(counts: Mapping[str, int]) -> Rows:

@@ -99,6 +99,7 @@ def smoke() -> Recipe:
         rows=rows.Config(
             made={"train": 4, "valid": 1, "heads": 3, "tune": 1, "calibrate": 2, "test": 2},
             general={"train": 2, "valid": 1, "test": 1},
+            pieces=12,
         ),
         domain=replace(recipe.domain, rows=8, held_rows=4, fit=FitConfig(steps=2, rate=3e-3, evaluate_every=2)),
         harvest=replace(recipe.harvest, windows=(8, 2, 4, 4), answer=6, noises=1, omissions=1, shard=16, compared=4),

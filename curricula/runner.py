@@ -21,8 +21,10 @@ from agp.figures import met
 from agp.hosts import added, differences
 from agp.models.tensors import shown, some
 from agp.train import METRICS
+from curricula.exchange import exchange
 
 MANIFEST, TIMES = "manifest.json", "times.json"
+HANDED = ".manifest.json"
 SIDE = (MANIFEST, TIMES, METRICS)  # what says how it went is no part of what was made
 
 Run = Callable[[Any, dict[str, Path], Path, Any], dict[str, Any]]  # (config, needs, out, hosts as one) -> metrics
@@ -83,8 +85,9 @@ def run(
         out = root / stage.name
         key = made_of(stage, {name: made[name]["digest"] for name in stage.needs})
         manifest, places = whole(out, key), {name: getattr(stage.config, name) for name in stage.places}
-        there = everywhere(group, manifest)  # asked of all, whether it is here or not
-        if manifest is None or not there:
+        if not everywhere(group, manifest):  # asked of all, whether it is here or not
+            manifest = handed(group, out, key)
+        if manifest is None:
             manifest = finish(stage, key, root, group)
             say(f"{stage.name}: {took(out)}")
         else:
@@ -190,6 +193,19 @@ def everywhere(group: Any, manifest: dict | None) -> bool:
     """Whether all hosts have the stage whole: a host that has helps those that have not."""
     (lacking,) = added(group, [mx.array([float(manifest is None)])])
     return not lacking.item()
+
+
+def handed(group: Any, out: Path, key: Mapping[str, Any]) -> dict | None:
+    """A stage that some host has whole, given to all that have not; None if nobody has it."""
+    told = out / HANDED
+    if (out / MANIFEST).exists():
+        told.write_bytes((out / MANIFEST).read_bytes())
+    exchange(group, [told])
+    if not told.exists():
+        return None
+    exchange(group, [out / name for name in json.loads(told.read_text())["files"]])
+    told.replace(out / MANIFEST)
+    return whole(out, key)
 
 
 def verdicts(manifest: Mapping[str, Any]) -> list[tuple[str, float, str, bool]]:

@@ -18,6 +18,7 @@ from agp.train import METRICS
 from curricula import estimate, recipes, runner
 from curricula.recipes import Recipe
 from curricula.stages import harvest, rows
+from scripts import processes
 from scripts.asked import all_named
 from scripts.machine import MAC, Machine, here
 
@@ -42,7 +43,11 @@ def run(args, name: str) -> int:
     if lacking:
         raise ValueError("; ".join(lacking))
     past = None if args.past_gate is None else runner.Past(args.past_gate, args.why)
-    hosts = told()
+    hosts, count = told(), processes.usual() if args.processes is None else args.processes
+    if count < 1:
+        raise ValueError(f"--processes is {count}; 1 or more is needed")
+    if hosts is None and count > 1:
+        return processes.run(count, [name, *again(args)], root)
     with announced(hosts, args.wait):
         settings = {stage.name: runner.made_of(stage, {}) for stage in stages}
     first = hosts is None or not hosts.rank
@@ -55,6 +60,30 @@ def run(args, name: str) -> int:
     if first:
         print(f"{name}: all is in {root}")
     return 0
+
+
+def again(args) -> list[str]:
+    """What was asked for, as it would be typed: where it goes and by how many processes apart."""
+    named = {"again": "from"}
+    found = list(args.settings)
+    for key in (
+        "model",
+        "data",
+        "config",
+        "dtype",
+        "quantize",
+        "table",
+        "wait",
+        "until",
+        "again",
+        "past_gate",
+        "why",
+        "after",
+    ):
+        value = getattr(args, key)
+        for one in value if isinstance(value, list) else [] if value is None else [value]:
+            found += [f"--{named.get(key, key).replace('_', '-')}", str(one)]
+    return found
 
 
 def asked_for(args, name: str) -> Recipe:

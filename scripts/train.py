@@ -80,6 +80,12 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be done, and what memory, disk and time it would take"
     )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="of this machine, that run a recipe together (default: on a CPU of two cores or more 2, else 1)",
+    )
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage of the recipe")
     parser.add_argument(
         "--from", dest="again", metavar="STAGE", help="make it and what follows again; what is there is kept beside"

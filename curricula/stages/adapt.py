@@ -34,7 +34,9 @@ def run(config: domain.Config, needs: Mapping[str, Path], out: Path, group: Any)
     """What is measured is `test`: truth that nobody was trained on, and general rows for what must not be lost."""
     folder, rank, size = needs["rows"], *((group.rank(), group.size()) if group is not None else (0, 1))
     there = sorted(path.parent for path in folder.glob("*/train.jsonl"))
-    config = replace(config, data={path.name: str(path) for path in there})
+    if config.rows % size:
+        raise ValueError(f"domain.rows is {config.rows}, which {size} hosts cannot share out evenly")
+    config = replace(config, data={path.name: str(path) for path in there}, rows=config.rows // size)
     job = domain.prepared(config, size)
     steps = config.fit.steps
     with tqdm(total=steps, desc="domain", unit="step", disable=bool(rank), file=sys.stderr) as bar:

@@ -28,6 +28,7 @@ class Config:
     columns: dict[str, str] = field(default_factory=dict)
     shares: dict[str, int] = field(default_factory=lambda: dict(SHARES))  # of your documents, where no file says it
     made: dict[str, int] = field(default_factory=dict)  # rows of each family for each role
+    pieces: int | None = None  # of made text for each role at most
     general: dict[str, int] = field(default_factory=lambda: {"test": 20})  # likewise, of what it could do before
 
 
@@ -51,7 +52,7 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
 def divided(config: Config) -> dict[str, dict[str, list[dict]]]:
     """By source and role, as they are written."""
     found = {name: carved(data.read(where, name, config.columns), config.shares) for name, where in config.data.items()}
-    return (found or shifted(config.made)) | general(config.general)
+    return (found or shifted(config.made, config.pieces)) | general(config.general)
 
 
 def faults(config: Config) -> list[str]:

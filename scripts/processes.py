@@ -1,0 +1,74 @@
+"""One command as several processes of this machine, which train as hosts do: a core each.
+
+MLX on a CPU computes most of what it does in one thread. Host 0 speaks for all; what the others say goes into a log in
+their folders, which lie within the run's.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mlx.core as mx
+
+LOG = "log"
+SHOWN = 2000  # letters of a log
+
+
+def run(count: int, argv: Sequence[str], root: Path) -> int:
+    """`argv` is what follows `agp train`, its --out apart."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "hosts.json"
+        file.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports(count)]))
+        started = [start(rank, argv, place(root, rank), file) for rank in range(count)]
+        codes = [waited(process) for process in started]
+    for rank, code in enumerate(codes):
+        log = place(root, rank) / LOG
+        if code and not codes[0] and log.exists():
+            print(f"process {rank} ended with {code}: {log.read_text()[-SHOWN:]}", file=sys.stderr)
+    return next((code for code in codes if code), 0)
+
+
+def usual() -> int:
+    return min(2, os.cpu_count() or 1) if mx.default_device() == mx.cpu else 1
+
+
+def place(root: Path, rank: int) -> Path:
+    return root / f".host-{rank}" if rank else root
+
+
+def start(rank: int, argv: Sequence[str], out: Path, file: Path) -> subprocess.Popen:
+    env = os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(file), "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "scripts.cli", "train", *argv, "--out", str(out)]
+    if not rank:
+        return subprocess.Popen(command, env=env)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOG).open("w") as log:
+        return subprocess.Popen(command, env=env, stdout=log, stderr=log)
+
+
+def waited(process: subprocess.Popen) -> int:
+    """Ctrl-C reaches them all, and each saves what it has."""
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
+
+
+def ports(count: int) -> list[int]:
+    """One after another and free, and one more above them, where the hosts meet."""
+    while True:
+        with ExitStack() as stack:
+            first = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            try:
+                for port in range(first + 1, first + count + 1):
+                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            except (OSError, OverflowError):
+                continue
+            return list(range(first, first + count))

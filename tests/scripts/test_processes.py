@@ -1,0 +1,59 @@
+"""A recipe by two processes of this machine: what each says, what is handed over, how it ends."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from curricula import runner
+from tests.launch import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def begin(*words):
+    command = [sys.executable, "-m", "scripts.cli", "train", "smoke", "--processes", "2", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+
+
+def train(*words):
+    out, err = (run := begin(*words)).communicate(timeout=300)
+    return run.returncode, out, err
+
+
+def test_two_processes_make_one_run_and_what_one_lost_is_handed_to_it(tmp_path):
+    out = tmp_path / "run"
+    code, said, err = train("--out", str(out), "--until", "harvest")
+    assert code == 0 and said.count("harvest: ") == 1, err
+    first, second = (runner.read(place / "harvest") for place in (out, out / ".host-1"))
+    assert first["files"] == second["files"]
+    shutil.rmtree(out / ".host-1/domain"), shutil.rmtree(out / "harvest")
+    before = json.loads((out / ".host-1/harvest/times.json").read_text())
+    code, said, err = train("--out", str(out), "--until", "harvest")
+    assert code == 0 and "domain: whole already" in said and "harvest: whole already" in said, err
+    assert runner.state(out / "harvest", thorough=True) == runner.state(out / ".host-1/domain", thorough=True)
+    assert json.loads((out / ".host-1/harvest/times.json").read_text()) == before
+    assert not list(tmp_path.rglob(".manifest.json"))
+
+
+def test_what_goes_wrong_is_said_once(tmp_path):
+    code, _, err = train("--out", str(tmp_path / "run"), "--until", "nowhere")
+    assert code == 2 and err.count("there is no stage nowhere") == 1
+    assert train("--out", str(tmp_path / "run"), "--processes", "0")[0] == 2
+
+
+def test_ctrl_c_stops_them_all(tmp_path):
+    run = begin("--out", str(tmp_path / "run"))
+    log = tmp_path / "run/.host-1/log"
+    while not (tmp_path / "run/rows/manifest.json").exists() or not log.exists():
+        assert run.poll() is None
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 130 and "stopped" in err
