@@ -5,14 +5,13 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-TINY := agp/assets/tiny-gemma4
 # A process a core, and BLAS of one thread in each: on tiny matrices a second thread costs more than it brings.
 ALL_CORES := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 .PHONY: train test test-slow prove lint setup clean
 
 train: $(READY)
-	$(BIN)/agp generate --model $(TINY) --prompt "def mean(values):" --max-tokens 60
+	$(BIN)/agp train
 
 test: lint
 	$(ALL_CORES) -m "not slow and not prove"

@@ -40,7 +40,7 @@ class Told(NamedTuple):
     route: Any  # 4
     vitality: Any
     leave: Any  # whether the token that would be said here is the teacher's
-    hope: Any  # likewise, from what is known before it is read: whether a look is worth its cost
+    hope: Any  # how sure the teacher will be, from what is known before a look: whether one is worth its cost
     earliest: Any  # T + 1: the last is "at none"
 
 
@@ -100,6 +100,7 @@ class Truth(NamedTuple):
     route: mx.array  # N T
     vitality: mx.array  # N T, nan where nothing was disturbed
     agrees: mx.array  # N T
+    sure: mx.array  # N T: the teacher's share of its first choice
     earliest: mx.array  # N
 
 
@@ -112,7 +113,7 @@ def missed(told: Told, truth: Truth) -> Sums:
     asked = mx.isfinite(truth.vitality)
     vitality = nn.losses.binary_cross_entropy(told.vitality, mx.where(asked, truth.vitality, 0), reduction="none")
     leave = nn.losses.binary_cross_entropy(told.leave, truth.agrees, reduction="none")
-    hope = nn.losses.binary_cross_entropy(told.hope, truth.agrees, reduction="none")
+    hope = nn.losses.binary_cross_entropy(told.hope, truth.sure, reduction="none")
     earliest = nn.losses.cross_entropy(told.earliest, mx.broadcast_to(truth.earliest[:, None], route.shape))
     whole = route + mx.where(asked, vitality, 0) + leave + hope + 0.5 * earliest
     return whole.sum(), mx.array(float(route.size))

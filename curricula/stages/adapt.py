@@ -34,9 +34,7 @@ def run(config: domain.Config, needs: Mapping[str, Path], out: Path, group: Any)
     """What is measured is `test`: truth that nobody was trained on, and general rows for what must not be lost."""
     folder, rank, size = needs["rows"], *((group.rank(), group.size()) if group is not None else (0, 1))
     there = sorted(path.parent for path in folder.glob("*/train.jsonl"))
-    if config.rows % size:
-        raise ValueError(f"domain.rows is {config.rows}, which {size} hosts cannot share out evenly")
-    config = replace(config, data={path.name: str(path) for path in there}, rows=config.rows // size)
+    config = replace(shared_out(config, size), data={path.name: str(path) for path in there})
     job = domain.prepared(config, size)
     steps = config.fit.steps
     with tqdm(total=steps, desc="domain", unit="step", disable=bool(rank), file=sys.stderr) as bar:
@@ -66,6 +64,18 @@ def run(config: domain.Config, needs: Mapping[str, Path], out: Path, group: Any)
         "steps": report.step,
         "best_step": report.best_step,
     }
+
+
+def shared_out(config: domain.Config, size: int) -> domain.Config:
+    """What one host takes of the batch that a recipe names: a part of its rows, or some of its micro-batches."""
+    if config.rows % size == 0:
+        return replace(config, rows=config.rows // size)
+    if config.fit.accumulate % size == 0:
+        return replace(config, fit=replace(config.fit, accumulate=config.fit.accumulate // size))
+    raise ValueError(
+        f"{size} hosts cannot share out domain.rows={config.rows}, domain.fit.accumulate={config.fit.accumulate}: one"
+        " of them must be a multiple of their number"
+    )
 
 
 def able(loaded: Loaded, given: list[Row], length: int) -> np.ndarray:

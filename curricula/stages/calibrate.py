@@ -25,7 +25,7 @@ from curricula.mending import Stacked, stacked
 from curricula.policy import Facing, Price
 from curricula.positions import Met, judged
 from curricula.probe import crossed
-from curricula.stages.trajectory import GLIMPSE, LIMITS, learn
+from curricula.stages.trajectory import GLIMPSE, LIMITS, learn, sureness
 from curricula.teacher import teacher
 from heads import glimpse, saved, trajectory
 from heads.trajectory import Truth
@@ -99,12 +99,14 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
 def surely(head: trajectory.Head, met: Met, agrees: np.ndarray) -> None:
     """What leaving hangs on is fitted to its optimum, on documents that no module has learned from."""
     features, halves = met.read_by(head), met.features.document % 2 == 0
-    known, column = head.first.shape[1], len(labels.ROUTES) + 1
+    before, column = head.first.shape[1], len(labels.ROUTES) + 1
+    after = before + met.facts.shape[2]  # what is read beyond a glance has more numbers than these documents can weigh
     first, last = np.array(head.first), np.array(head.last)
+    last[:, :, column] = 0
     for tap in range(agrees.shape[1]):
         label = agrees[:, tap].astype(float)
-        last[tap, :, column] = crossed(features[:, tap], label, halves)
-        first[tap] = crossed(features[:, tap, :known], label, halves)
+        last[tap, :after, column] = crossed(features[:, tap, :after], label, halves)
+        first[tap] = crossed(features[:, tap, :before], label, halves)
     head.first, head.last = mx.array(first), mx.array(last)
 
 
@@ -134,7 +136,8 @@ def true(features: Features, limit: Limits, mended: Stacked, blocks: int) -> Tru
     enough = labels.sufficient(judged(features), limit)
     healed = labels.sufficient(Seen(mended.agrees, mended.divergence, mended.margin), limit)
     route = labels.routes(enough, labels.budget(features.taps, blocks), healed)
-    parts = route, features.whole("vitality"), mended.agrees.astype(np.float32), labels.earliest(enough | healed)
+    agrees, first = mended.agrees.astype(np.float32), labels.earliest(enough | healed)
+    parts = route, features.whole("vitality"), agrees, sureness(features), first
     return Truth(*map(mx.array, parts))
 
 

@@ -75,7 +75,13 @@ def made(config: Config, features: Features) -> trajectory.Config:
 def true(features: Features, enough: np.ndarray, blocks: int) -> Truth:
     route = labels.routes(enough, labels.budget(features.taps, blocks))
     agrees = features.whole("agrees").astype(np.float32)
-    return Truth(*map(mx.array, (route, features.whole("vitality"), agrees, labels.earliest(enough))))
+    parts = route, features.whole("vitality"), agrees, sureness(features), labels.earliest(enough)
+    return Truth(*map(mx.array, parts))
+
+
+def sureness(features: Features) -> np.ndarray:
+    first = np.exp(features.whole("taught_logs")[:, :1].astype(np.float32))
+    return np.repeat(first, len(features.taps), axis=1)
 
 
 def some(truth: Truth, at: np.ndarray) -> Truth:
