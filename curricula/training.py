@@ -11,8 +11,9 @@ from mlx.utils import tree_flatten
 from tqdm import tqdm
 
 from agp.losses import Sums
-from agp.states import read_best
+from agp.states import BEST, read_best
 from agp.train import Batches, FitConfig, fit
+from curricula.exchange import exchange
 from curricula.runner import MANIFEST
 
 
@@ -24,8 +25,7 @@ def train(
     out: Path,
     *,
     scores: Callable[[], Mapping[str, float]],
-    config: Any,
-    needs: Mapping[str, Path],
+    inputs: Mapping[str, Any],
     group: Any,
 ) -> dict[str, Any]:
     """`head` ends with its best weights; the metrics say which step they are of."""
@@ -36,17 +36,19 @@ def train(
             bar.update(row["step"] - bar.n)
             bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k in ("loss", "held_loss")})
 
-        made_of = {"config": asdict(config), "needs": {name: digest(path) for name, path in needs.items()}}
-        report = fit(
-            head, loss, batches, fit_config, out, scores=scores, inputs=made_of, watch=watch, group=group
-        )  # fmt: skip
+        report = fit(head, loss, batches, fit_config, out, scores=scores, inputs=inputs, watch=watch, group=group)
     if report.ended == "interrupted":
         raise KeyboardInterrupt
+    if rank:
+        (out / BEST).unlink()
+    exchange(group, [out / BEST])  # chips may round otherwise: all have what host 0 has
     read_best(out, head)
     head.eval()
     parameters: Any = tree_flatten(head.trainable_parameters())
     return {"parameters": sum(a.size for _, a in parameters), "best_step": report.best_step}
 
 
-def digest(stage: Path) -> str:
-    return json.loads((stage / MANIFEST).read_text())["digest"]
+def made(config: Any, needs: Mapping[str, Path]) -> dict[str, Any]:
+    """What a head is made of, as `inputs`: what was begun otherwise is not gone on with."""
+    digests = {name: json.loads((stage / MANIFEST).read_text())["digest"] for name, stage in needs.items()}
+    return {"config": asdict(config), "needs": digests}

@@ -18,7 +18,7 @@ from curricula.clustered import clusters, mean
 from curricula.features import Features
 from curricula.mending import WIDE, Batches, Mended, loss, mended, parts
 from curricula.teacher import teacher
-from curricula.training import train
+from curricula.training import made, train
 from curricula.tuned import Lens
 from heads import depth, saved
 from heads.glimpse import most_used
@@ -97,7 +97,7 @@ def learn(
     batches = Batches(decoder, heads, used, **which, rank=rank, hosts=hosts)
     missed = partial(loss, decoder=decoder, end=heads.about["end"])
     judge = partial(held, head, Batches(decoder, tune, used, **which), tune, missed)
-    train(head, missed, batches, fit, out, scores=judge, config=config, needs=needs, group=group)
+    train(head, missed, batches, fit, out, scores=judge, inputs=made(config, needs), group=group)
 
 
 def held(head: Any, batches: Batches, tune: Features, missed: Callable) -> dict[str, float]:

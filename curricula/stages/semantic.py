@@ -5,27 +5,23 @@ with thresholds, as it will be used. Beside it stand a dense probe, the same pur
 likeliest 32 directions, and no state at all; to these the true size of the state is given, which the head must tell.
 """
 
-import json
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from tqdm import tqdm
 
 from agp.artifacts import digest, write_json
 from agp.models.load import Loaded
-from agp.states import read_best
-from agp.train import FitConfig, drawn, fit
+from agp.train import FitConfig, drawn
 from curricula import concepts, examples, kernel
 from curricula.features import Features
 from curricula.kernel import Concept, Labels
 from curricula.projection import Role, measured
-from curricula.runner import MANIFEST
 from curricula.teacher import teacher
+from curricula.training import made, train
 from heads import saved, semantic
 from heads.semantic import TYPES, Head
 
@@ -175,21 +171,8 @@ def trained(
         sums = np.array([[x.item() for x in semantic.loss(head, *of)] for of in held]).sum(0)
         return {"loss": float(sums[0] / sums[1])}
 
-    with tqdm(total=config.fit.steps, desc="semantic", unit="step", disable=bool(rank), file=sys.stderr) as bar:
-
-        def watch(row: dict) -> None:
-            bar.update(row["step"] - bar.n)
-            bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k in ("loss", "held_loss")})
-
-        made_of = {name: json.loads((folder / MANIFEST).read_text())["digest"] for name, folder in needs.items()}
-        inputs = {"config": {**asdict(config), "kernel": given(config)}, "needs": made_of}
-        report = fit(
-            head, semantic.loss, batches, config.fit, out, scores=scores, inputs=inputs, watch=watch, group=group
-        )
-    if report.ended == "interrupted":
-        raise KeyboardInterrupt
-    read_best(out, head)
-    head.eval()
+    made_of = made(replace(config, kernel=""), needs) | given(config)
+    train(head, semantic.loss, batches, config.fit, out, scores=scores, inputs=made_of, group=group)
 
 
 def calibrate(head: Head, tune: Role) -> None:

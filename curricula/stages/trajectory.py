@@ -15,6 +15,7 @@ from curricula import against, labels
 from curricula.features import Features
 from curricula.positions import Met, chunks, judged, share
 from curricula.teacher import teacher
+from curricula.training import made as made_of
 from curricula.training import train
 from heads import glimpse, saved, trajectory
 from heads.trajectory import Truth
@@ -106,7 +107,7 @@ def learn(
         return met["heads"].seen(at), some(truth["heads"], at)
 
     scores = partial(held, head, loss, met["tune"], truth["tune"])
-    return train(head, loss, batch, config.fit, out, scores=scores, config=config, needs=needs, group=group)
+    return train(head, loss, batch, config.fit, out, scores=scores, inputs=made_of(config, needs), group=group)
 
 
 def held(head: trajectory.Head, loss: Callable, met: Met, truth: Truth) -> dict[str, float]:

@@ -6,7 +6,6 @@ are made at or below the tap, so one state more or less that was compressed chan
 is the same is followed by the same.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +13,17 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from tqdm import tqdm
 
 from agp.artifacts import write_json
 from agp.hosts import added
-from agp.states import read_best
-from agp.train import FitConfig, drawn, fit
+from agp.train import FitConfig, drawn
 from curricula.begun import CHUNK, Begun
 from curricula.clustered import clusters, mean
-from curricula.exchange import exchange
 from curricula.features import Features
 from curricula.onward import Onward
 from curricula.payloads import followed, kept
 from curricula.teacher import teacher
+from curricula.training import made, train
 from heads import karhunen, saved, transfer
 from heads.codec import Codec, Integers, Raw
 
@@ -59,7 +56,8 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     metric = sensed(config, given, group)
     begun = Begun(given, karhunen.root(metric, config.floor), config.ridge, group)
     heads = {
-        f"{ratio}x": trained(config, begun, ratio, given, held, out / f"{ratio}x", group) for ratio in config.ratios
+        f"{ratio}x": trained(config, begun, ratio, given, held, out / f"{ratio}x", needs, group)
+        for ratio in config.ratios
     }
     return measured(config, begun, heads, test, out)
 
@@ -97,7 +95,14 @@ def sensed(config: Config, given: Onward, group: Any) -> np.ndarray:
 
 
 def trained(
-    config: Config, begun: Begun, ratio: int, given: Onward, held: Onward, out: Path, group: Any
+    config: Config,
+    begun: Begun,
+    ratio: int,
+    given: Onward,
+    held: Onward,
+    out: Path,
+    needs: Mapping[str, Path],
+    group: Any,
 ) -> transfer.Head:
     """The best on held-out states, as it was written."""
     (rank, size), root = ranked(group), mx.array(begun.root.astype(np.float32))
@@ -108,7 +113,7 @@ def trained(
 
     def batches(step: int, micro: int) -> tuple[mx.array, ...]:
         rng = np.random.default_rng(drawn(config.seed, ratio, step, micro))
-        return batch(given, rng.integers(given.features.count, size=config.rows * size)[rank::size])
+        return batch(given, rng.integers(given.features.count, size=config.rows)[rank::size])
 
     def scores() -> dict[str, float]:
         total = mx.zeros(2)
@@ -118,22 +123,10 @@ def trained(
         summed, count = added(group, [total])[0].tolist()
         return {"loss": summed / count}
 
-    with tqdm(total=config.fit.steps, desc=f"sent {out.name}", unit="step", disable=bool(rank), file=sys.stderr) as bar:
-
-        def watch(row: dict) -> None:
-            bar.update(row["step"] - bar.n)
-
-        inputs = {"bytes": head.bytes, "hosts": size}
-        report = fit(
-            head, transfer.loss, batches, config.fit, out, scores=scores, inputs=inputs, watch=watch, group=group
-        )
-    if report.ended == "interrupted":
-        raise KeyboardInterrupt
-    if not rank:
-        read_best(out, head)
-        saved.save(out, head.config, head)
-    exchange(group, [out / saved.FILE, out / saved.CONFIG])
-    return saved.load(out, transfer.Config, transfer.Head)
+    made_of = made(config, needs) | {"bytes": head.bytes}
+    train(head, transfer.loss, batches, config.fit, out, scores=scores, inputs=made_of, group=group)
+    saved.save(out, head.config, head)
+    return head
 
 
 def measured(

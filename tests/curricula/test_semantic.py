@@ -9,7 +9,7 @@ import pytest
 
 from agp.figures import met
 from agp.train import FitConfig
-from curricula import projection
+from curricula import projection, training
 from curricula.features import Features
 from curricula.stages import semantic
 from curricula.teacher import teacher
@@ -124,15 +124,15 @@ def test_each_concept_has_a_line_and_those_left_out_are_listed(made):
 
 
 def test_it_comes_out_the_same_again_and_after_a_stop(made, tmp_path, monkeypatch):
-    stop = semantic.fit
+    stop = training.fit
 
     def broken(*given, **named):
         return stop(*given[:3], replace(given[3]), *given[4:], **named)._replace(ended="interrupted")
 
-    monkeypatch.setattr(semantic, "fit", broken)
+    monkeypatch.setattr(training, "fit", broken)
     with pytest.raises(KeyboardInterrupt):
         semantic.run(CONFIG, needs(), tmp_path, None)
-    monkeypatch.setattr(semantic, "fit", stop)
+    monkeypatch.setattr(training, "fit", stop)
     assert semantic.run(CONFIG, needs(), tmp_path, None) == made[1]
     name = saved.FILE
     assert (tmp_path / name).read_bytes() == (made[0] / name).read_bytes()
