@@ -40,7 +40,7 @@ class Config:
     ridge: float = 1e-3  # likewise, of directions of a token's vector
     rows: int = 256  # positions a batch
     held: int = 4000  # positions of `tune` that decide which step was best
-    measured: int = 500  # documents of `test`
+    measured: int = 2000  # documents of `test` at most
     greedy: int = 256  # of them, continued freely
     fit: FitConfig = FitConfig(steps=700, rate=1e-3, warmup=20, evaluate_every=350, save_every=350)
     seed: int = 0
