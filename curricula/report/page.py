@@ -8,7 +8,8 @@ from typing import Any
 
 STYLE = Path(__file__).with_name("style.css")
 NONE = "–"
-NUMBER = re.compile(r"[-+–\d.,e%*\[\] ]+")  # an interval, too
+NUMBER = re.compile(r"[-+\d.,e%*\[\] ]+")  # an interval, too
+LONG = 48  # letters: text that may go over several lines
 
 
 class Html(str):
@@ -34,7 +35,7 @@ def said(value: Any) -> str:
     if value is None:
         return NONE
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -44,21 +45,35 @@ def spread(interval: Sequence[float] | None) -> str:
 
 def table(caption: str, head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
     """The first cell of a row says what the row is; one too wide for the window scrolls by itself, by keys too."""
-    lines = [(tag("th", first, scope="row"), *map(cell, rest)) for first, *rest in rows]
-    numbers = [all('class="number' in cell for cell in column) for column in zip(*lines, strict=True)]
-    places = [*numbers, *[False] * len(head)]
-    top = [tag("th", name, scope="col", class_="number" if n else None) for name, n in zip(head, places, strict=False)]
-    whole = tag(
-        "table", tag("caption", caption), tag("thead", tag("tr", *top)), tag("tbody", *(tag("tr", *of) for of in lines))
-    )
+    given = list(rows)
+    numbers = [False, *map(numeric, zip(*(row[1:] for row in given), strict=True))] if given else [False] * len(head)
+    places = [kind(number) for number in numbers]
+    top = [tag("th", name, scope="col", class_=of) for name, of in zip(head, places, strict=True)]
+    lines = [[tag("th", row[0], scope="row"), *map(cell, row[1:], places[1:])] for row in given]
+    parts = tag("thead", tag("tr", *top)), tag("tbody", *(tag("tr", *line) for line in lines))
+    whole = tag("table", tag("caption", caption), *parts)
     return tag("div", whole, class_="wide", role="region", aria_label=caption, tabindex=0)
 
 
-def cell(value: Any) -> Html:
-    if isinstance(value, Html) and value.startswith("<td"):
+def numeric(column: Sequence[Any]) -> bool:
+    """Whether all of it is numbers, or nothing."""
+    texts = [said(value) for value in column if not is_cell(value) and value != NONE]
+    return all(map(NUMBER.fullmatch, texts)) and (bool(texts) or any(map(is_cell, column)))
+
+
+def kind(number: bool) -> str | None:
+    return "number" if number else None
+
+
+def is_cell(value: Any) -> bool:
+    return isinstance(value, Html) and value.startswith("<td")
+
+
+def cell(value: Any, of: str | None) -> Html:
+    if is_cell(value):
         return value
-    text = said(value) if isinstance(value, int | float) else value
-    return tag("td", text, class_="number" if NUMBER.fullmatch(text) else None)
+    text = value if isinstance(value, Html) else said(value)
+    return tag("td", text, class_="long" if len(text) > LONG and not isinstance(text, Html) else of)
 
 
 def shaded(value: float, share: float) -> Html:

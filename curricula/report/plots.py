@@ -42,7 +42,6 @@ WITH: dict[Any, Any] = {
 } | dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"), INK)
 SMALL, LOW, LARGE = (3.5, 2.4), (3.5, 1.9), (4.6, 2.9)  # inches: letters must be legible where the window is narrow
 LEFT, BELOW, BESIDE, ABOVE = 0.56, 0.46, 0.12, 0.1  # inches around what is drawn
-BLANK = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 class Look(NamedTuple):
@@ -91,12 +90,12 @@ def drawn(key: str, title: str, told: str, paint: Callable[[Axes], object], x: s
         paint(axes)
         axes.set(xlabel=x, ylabel=y)
         out = io.StringIO()
-        canvas.print_svg(out, metadata=BLANK)
+        canvas.print_svg(out)
     return inlined(out.getvalue(), key, title, told)
 
 
 def inlined(svg: str, key: str, title: str, told: str) -> Html:
-    """Its body as part of a page: names of its own, no style that others would take on."""
+    """Its body as part of a page: names of its own, no date, no style that others would take on."""
     body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     box, body = (
         re.findall(r'viewBox="([^"]*)"', body)[0],

@@ -26,7 +26,7 @@ def gate(run: Run, name: str) -> list[Sequence]:
         return [(name, made.state, "no gate" if made.manifest else NONE, NONE, NONE, NONE, NONE)]
     past = made.manifest["past_gate"]
     return [
-        (name, made.state, metric, goal, said(float(value)), verdict(met), past["why"] if past and not met else NONE)
+        (name, made.state, metric, goal, said(value), verdict(met), past["why"] if past and not met else NONE)
         for metric, value, goal, met in runner.verdicts(made.manifest)
     ]
 
