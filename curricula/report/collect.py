@@ -43,8 +43,10 @@ def runs_in(folder: Path) -> list[Path]:
 def run_in(root: Path) -> Run:
     damages: list[str] = []
     about = parsed(root / ABOUT, damages) or {}
-    names = about.get("stages") or sorted(path.parent.name for path in root.glob(f"*/{runner.MANIFEST}"))
-    stages = {name: made_in(root / name, damages) for name in names}
+    names = about.get("stages")
+    if not isinstance(names, list):
+        names = sorted(path.parent.name for path in root.glob(f"*/{runner.MANIFEST}"))
+    stages = {name: made_in(root / name, damages) for name in map(str, names)}
     return Run(root.resolve().name, str(about.get("recipe", "unknown")), stages, damages)
 
 
@@ -94,7 +96,8 @@ def rows(path: Path, damages: list[str]) -> list[dict[str, float]]:
     found = []
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
-            found.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
+            row = dict(json.loads(line))
+            found.append(row | {"step": int(row["step"])})
+        except (ValueError, TypeError, KeyError):
             damages.append(f"{path.parent.name}/{path.name}: line {number} cannot be read")
     return found

@@ -178,7 +178,8 @@ def vitality(run: Run, key: str) -> Html:
 
     rows = [(tap, f"{of['value']:+.4f}", spread(of["interval"])) for tap, of in gains.items()]
     seen = look_for(
-        "a heap at 1 (the token survives whatever is done to the state) that grows with depth, and a tail at 0."
+        "a heap at 1 (the token survives whatever is done to the state) and a tail at 0 (it hardly ever does), and how"
+        " both change with depth."
     )
     caption = "Squared error saved beside the lens's confidence"
     figures = panels(*(plot(tap, counts) for tap, counts in drawn_by(run, "vitality").items()))

@@ -76,7 +76,7 @@ def cell(value: Any, of: str | None) -> Html:
     return tag("td", text, class_="long" if len(text) > LONG and not isinstance(text, Html) else of)
 
 
-def shaded(value: float, share: float) -> Html:
+def shaded(value: int | str, share: float) -> Html:
     """A number in a cell that is the darker the more it is of all."""
     return tag("td", said(value), class_="number shaded", style=f"--share: {round(100 * share)}%")
 

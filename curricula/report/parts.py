@@ -57,7 +57,7 @@ def mixing(run: Run, key: str) -> Html:
     maps = []
     for tap, of in weights.items():
         taps = [other for other in weights if int(other) <= int(tap)]
-        rows = [(source, *(shaded(float(share), share) for share in shares)) for source, shares in of.items()]
+        rows = [(source, *(shaded(f"{share:.3f}", share) for share in shares)) for source, shares in of.items()]
         maps.append(
             table(
                 f"Module at block {tap}: mean weight of taps", ("source", *(f"block {other}" for other in taps)), rows

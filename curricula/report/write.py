@@ -69,7 +69,7 @@ def sections(run: Run, key: str) -> tuple[dict[str, Html], dict[str, str]]:
         try:
             shown[of.key] = section(of.title, name, of.of(run, f"{name}-plot"))
         except KeyError as e:
-            missing[of.title] = f"{of.stage} says nothing of {e}: another AGP made it; agp train --from {of.stage}"
+            missing[of.title] = f"{of.stage or 'a stage'} says nothing of {e}: another AGP made it"
     return shown, missing
 
 

@@ -78,3 +78,9 @@ def test_a_closed_gate_is_on_the_page_too(made, tmp_path, capsys):
     said = capsys.readouterr()
     assert f"report: {made / 'smoke/report.html'}" in said.out and "the gate of rows is closed" in said.err
     assert "and &gt;= 1e9 was wanted; the run stopped here." in (made / "smoke/report.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_spoils_no_run(made, capsys):
+    (made / "smoke/report.html").mkdir()
+    assert cli.main(["train", "smoke", "--out", str(made / "smoke"), "--until", "rows"]) == 0
+    assert "no report: --out" in capsys.readouterr().err
