@@ -53,11 +53,11 @@ def trajectory(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Iterato
 def semantic(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     pairs = {
         "telling concepts apart (AUROC)": ("auroc", "probe_auroc", "a linear probe a concept"),
-        "variance explained": ("variance_explained", "pca_variance", "PCA of as many directions"),
+        "variance explained": ("variance_explained", "pca_variance", "PCA"),
         "agreement once it stands in for the state": (
             "spliced_agreement",
             "pca_agreement",
-            "PCA of as many directions",
+            "PCA",
         ),
     }
     for what, (ours, theirs, name) in pairs.items():
