@@ -23,6 +23,7 @@ VERBS = {
     "fuse": "scripts.fuse",
     "bench": "scripts.bench",
     "figures": "scripts.figures",
+    "report": "scripts.report",
 }
 
 

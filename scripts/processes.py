@@ -21,7 +21,7 @@ SHOWN = 2000  # letters of a log
 
 
 def run(count: int, argv: Sequence[str], root: Path) -> int:
-    """`argv` is what follows `agp train`, its --out apart."""
+    """`argv` is what follows `agp train`; `root` is where that goes."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "hosts.json"
         file.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports(count)]))
@@ -44,7 +44,7 @@ def place(root: Path, rank: int) -> Path:
 
 def start(rank: int, argv: Sequence[str], out: Path, file: Path) -> subprocess.Popen:
     env = os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(file), "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "scripts.cli", "train", *argv, "--out", str(out)]
+    command = [sys.executable, "-m", "scripts.cli", "train", *argv, *(["--out", str(out)] if rank else [])]
     if not rank:
         return subprocess.Popen(command, env=env)
     out.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from agp import data
-from agp.artifacts import alone, unwritable, write_json
+from agp.artifacts import RESULTS, alone, unwritable, write_json
 from agp.figures import met
 from agp.hosts import announced, joined, told
 from agp.models.decoder import Decoder
@@ -17,13 +18,14 @@ from agp.text import open_tokenizer
 from agp.train import METRICS
 from curricula import estimate, recipes, runner
 from curricula.recipes import Recipe
+from curricula.report.collect import ABOUT, runs_in
 from curricula.stages import harvest, rows
 from scripts import processes
 from scripts.asked import all_named
 from scripts.machine import MAC, Machine, here
 
-ABOUT = "recipe.json"
 GB = 1e9
+REPEATED = "model data config dtype quantize table wait until again past_gate why after out".split()  # options
 SAMPLE = 200  # rows by which letters are counted to a token
 SPANS = ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h"), (float("inf"), 86_400, "days"))
 
@@ -56,34 +58,38 @@ def run(args, name: str) -> int:
             runner.aside(stages, root, args.again)
         write_json(root / ABOUT, {"recipe": name, "stages": [stage.name for stage in stages]})
         say = print if first else lambda text: None
-        runner.run(stages, root, group=group, until=args.until, past=past, say=say)
+        try:
+            runner.run(stages, root, group=group, until=args.until, past=past, say=say)
+        except runner.GateClosed:
+            if first:
+                reported(args)
+            raise
     if first:
         print(f"{name}: all is in {root}")
+        reported(args)
     return 0
 
 
 def again(args) -> list[str]:
-    """What was asked for, as it would be typed: where it goes and by how many processes apart."""
+    """What was asked for, as it would be typed, but by how many processes."""
     named = {"again": "from"}
     found = list(args.settings)
-    for key in (
-        "model",
-        "data",
-        "config",
-        "dtype",
-        "quantize",
-        "table",
-        "wait",
-        "until",
-        "again",
-        "past_gate",
-        "why",
-        "after",
-    ):
+    for key in REPEATED:
         value = getattr(args, key)
         for one in value if isinstance(value, list) else [] if value is None else [value]:
             found += [f"--{named.get(key, key).replace('_', '-')}", str(one)]
     return found
+
+
+def reported(args) -> None:
+    """The page of this run, in the folder that was given; or of all runs in runs/."""
+    from scripts import report  # matplotlib takes a second, and other verbs read this file
+
+    folder = args.out or Path("runs")
+    try:
+        print(f"report: {report.write(runs_in(folder), folder / report.PAGE, RESULTS)}")
+    except (OSError, ValueError) as e:
+        print(f"no report: {e}", file=sys.stderr)  # the run is as good without; what else is wrong is said after this
 
 
 def asked_for(args, name: str) -> Recipe:

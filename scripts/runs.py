@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 from curricula import runner
+from curricula.report.collect import ABOUT
 from scripts.asked import some_path
-from scripts.recipe import ABOUT
 
 
 def add_arguments(parser) -> None:
