@@ -49,8 +49,8 @@ class Carried(NamedTuple):
 
     tap: int  # counted from 0; -1 before the first
     sum: mx.array  # ... H: of positions before, and of the taps so far
-    state: mx.array | None  # ... W: at the last of them, to unit size
-    known: mx.array | None  # ... E: what is known there before the state is read
+    state: Any  # ... W: at the last of them, to unit size
+    known: Any  # ... E: what is known there before the state is read
 
 
 class Head(nn.Module):
