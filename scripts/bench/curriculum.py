@@ -172,8 +172,9 @@ def joined(told: Sequence[Told], goal: str | None) -> tuple[dict[str, Any], dict
         each = [of[label][0] for of in told]
         value[label] = float(np.mean(each))
         seeds[label] = {"seeds": each, "spread": [min(each), max(each)]}
-        if all(of[label][1] is not None for of in told):
-            interval[label] = np.mean([of[label][1] for of in told], axis=0).tolist()
+        ends = [pair for of in told if (pair := of[label][1]) is not None]
+        if len(ends) == len(told):
+            interval[label] = np.mean(ends, axis=0).tolist()
     value, interval, seeds = ({**of} if "" not in of else of[""] for of in (value, interval, seeds))
     figure = {"value": value, "interval": interval or None, "goal": goal, "command": COMMAND}
     return {name: of for name, of in figure.items() if of is not None}, seeds

@@ -57,7 +57,7 @@ def text(features: Features, which: np.ndarray) -> Documents:
     count, end = -(-max(counts) // mending.STEP) * mending.STEP, features.about["end"]
     chosen = np.arange(count) >= count - np.array(counts)[:, None]
     at = np.concatenate([features.begins[d] + np.arange(c) for d, c in zip(which, counts, strict=True)])
-    return Documents(which, mx.pad(ids, ((0, 0), (more, 0))), pad + more + end - longest, count, chosen, at)
+    return Documents(which, mx.pad(ids, [(0, 0), (more, 0)]), pad + more + end - longest, count, chosen, at)
 
 
 class Teacher:
@@ -102,7 +102,7 @@ def trajectory_case(root: Path, loaded: Loaded, features: Features) -> Case:
         states = [state * mx.array(given.chosen)[(...,) + (None,) * (state.ndim - 2)] for state in again(given)[0]]
         where = mx.array(np.flatnonzero(given.chosen))
         first, count = states[0].flatten(2), given.count
-        back = [mx.pad(first, ((0, 0), (k, 0), (0, 0)))[:, :count] for k in range(1, settings.window)]
+        back = [mx.pad(first, [(0, 0), (k, 0), (0, 0)])[:, :count] for k in range(1, settings.window)]
         before = mx.stack(back, axis=2).flatten(0, 1)[where]
         now = mx.stack([state.flatten(0, 1)[where] for state in states], axis=1)
         read = loaded.model.norm(loaded.model.together(now))

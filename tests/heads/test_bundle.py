@@ -115,7 +115,7 @@ def test_many_positions_at_once_are_as_one_at_a_time():
     given, test = loaded()
     batch = test.together(longest(test)[:2])
     flat = bundle.flat(batch.states[0])
-    back = [mx.pad(flat, ((0, 0), (k, 0), (0, 0)))[:, : flat.shape[1]] for k in range(1, given.window)]
+    back = [mx.pad(flat, [(0, 0), (k, 0), (0, 0)])[:, : flat.shape[1]] for k in range(1, given.window)]
     carried = given.late.begun(mx.stack(back, axis=2))
     late = at_once()[1]
     for tap in range(len(given.taps)):
