@@ -60,9 +60,20 @@ class Given(NamedTuple):
 
 def costs(recipe: Recipe, model: Decoder, work: Work, room: float, number: int) -> dict[str, Cost]:
     """By stage, beside those of `estimate.costs`."""
+    all_read = given(recipe, model, work, room, number)
+    return {
+        "trajectory": trajectory_cost(recipe, all_read),
+        "semantic": semantic_cost(recipe, all_read),
+        "depth": depth_cost(recipe, all_read),
+        "transfer": transfer_cost(recipe, all_read),
+        "calibrate": calibrate_cost(recipe, all_read),
+    }
+
+
+def given(recipe: Recipe, model: Decoder, work: Work, room: float, number: int) -> Given:
     held = estimate.weights(model, number, estimate.on_disk(model, recipe.domain.table, room))
     of, answer = model.config, recipe.harvest.answer
-    given = Given(
+    return Given(
         model=model,
         held=held + 4 * estimate.learned(model, recipe.domain) + SLACK,
         taps=harvest.chosen(recipe.harvest, model),
@@ -74,13 +85,6 @@ def costs(recipe: Recipe, model: Decoder, work: Work, room: float, number: int) 
         longest=max(text.longest for text in work.roles.values()) + answer,
         lent=2 * estimate.token_bytes(model),
     )
-    return {
-        "trajectory": trajectory_cost(recipe, given),
-        "semantic": semantic_cost(recipe, given),
-        "depth": depth_cost(recipe, given),
-        "transfer": transfer_cost(recipe, given),
-        "calibrate": calibrate_cost(recipe, given),
-    }
 
 
 def size(head: Any) -> int:

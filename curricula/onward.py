@@ -39,8 +39,7 @@ class Onward:
         self.tokens = np.concatenate([features.of(d, "ids")[features.of(d, "first") - 1 : -1] for d in documents])
 
     def states(self, at: np.ndarray) -> mx.array:
-        hidden, scale = (self.features.take(name, at)[:, self.which] for name in ("hidden", "scale"))
-        return mx.array((hidden.astype(np.float32) * scale[..., None]).reshape(len(at), -1))
+        return mx.array(self.features.states(at, self.which).reshape(len(at), -1))
 
     def told(self, at: np.ndarray) -> mx.array:
         """N K: vectors of the tokens that stand there."""

@@ -33,7 +33,7 @@ SIDES = ("kept", "made")
 HEADLINE = "trajectory"
 HEADS = (HEADLINE, "semantic", "depth", "transfer")
 APART = 0.01  # of a loss: what is kept is kept to 11 bits
-LEAST = {"pairs": 2, "batches": 1, "documents": 1}
+LEAST = {"pairs": 2, "batches": 1, "positions": 1}
 FIT = FitConfig(steps=10**6, rate=1e-5, log_every=10**6)
 
 
@@ -41,7 +41,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--run", type=some_path, default=Path("runs/tiny"), help="a finished run (default: runs/tiny)")
     parser.add_argument("--pairs", type=int, default=7, help="turns that are counted, of each side (default: 7)")
     parser.add_argument("--batches", type=int, default=4, help="a turn (default: 4)")
-    parser.add_argument("--documents", type=int, default=24, help="a batch (default: 24)")
+    parser.add_argument("--positions", type=int, default=512, help="a batch, about (default: 512)")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where heads.json goes (default: results/)")
 
 
@@ -55,14 +55,22 @@ def run(args) -> None:
     recipe, loaded = getattr(recipes, name)(), teacher(args.run / "domain")
     features = Features(args.run / "harvest", "heads")
     fuse(loaded.model)
-    parts = mending.parts(features, args.documents, np.random.default_rng(SEED))[: args.batches]
-    batches = [text(features, part) for part in parts]
+    batches = [text(features, part) for part in drawn(features, args.positions)[: args.batches]]
     fed = cases(args.run, recipe, loaded, features)
     found = {head: raced(head, case, batches, args.pairs) for head, case in fed.items()}
     positions = sum(len(of.at) for of in batches)
     for head, of in found.items():
         print(f"{head:<12} {told(of, positions)}")
     print(write(found, batches, {"recipe": name, "inputs": digests}, args))
+
+
+def drawn(features: Features, positions: int) -> list[np.ndarray]:
+    """Documents of like length, so many that together they have about that many positions; in any order."""
+    order = np.concatenate(mending.parts(features, 1))
+    counts = np.bincount(features.document)[order]
+    found = np.split(order, np.flatnonzero(np.diff(np.cumsum(counts) // positions)) + 1)
+    np.random.default_rng(SEED).shuffle(found)
+    return found
 
 
 def raced(name: str, case: Case, batches: Sequence[Documents], pairs: int) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_all_heads_are_raced_and_the_figure_is_of_the_one_that_reads_all_taps(tm
     (root / "recipe.json").write_text(json.dumps({"recipe": "smoke"}))
     parser = ArgumentParser()
     heads.add_arguments(parser)
-    words = ["--pairs", "2", "--batches", "1", "--documents", "8"]
+    words = ["--pairs", "2", "--batches", "1", "--positions", "40"]
     heads.run(parser.parse_args(["--run", str(root), "--folder", str(tmp_path), *words]))
     found = json.loads((tmp_path / "heads.json").read_text())
     assert all(entries(name, figure) for name, figure in found["figures"].items())
@@ -74,3 +74,11 @@ def test_all_heads_are_raced_and_the_figure_is_of_the_one_that_reads_all_taps(tm
     ratios = np.array(seconds["made"]) / np.array(seconds["kept"])
     assert found["figures"]["heads.cache_ratio"]["value"] == pytest.approx(np.median(ratios))
     assert found["figures"]["heads.cache_ratio_others"]["value"].keys() == {"semantic", "depth", "transfer"}
+
+
+def test_batches_have_about_as_many_positions_as_asked_for_and_all_documents_once():
+    _, features = fed()
+    found, counts = heads.drawn(features, 40), np.bincount(features.document)
+    assert sorted(np.concatenate(found).tolist()) == list(range(len(counts)))
+    sizes = sorted(int(counts[part].sum()) for part in found)
+    assert sizes[1] >= 40 - counts.max() and sizes[-1] <= 40 + counts.max()
