@@ -82,8 +82,8 @@ class Head(nn.Module):
         now, before = unit(seen.now), unit(seen.before)
         earlier = mx.einsum("npw,pwe->ne", before, self.before)
         each = mx.einsum("ntw,twe->nte", now, self.now)
-        x = nn.gelu_approx(mx.cumsum(each, axis=1) + earlier[:, None] + self.bias)
-        x = nn.gelu_approx(mx.einsum("nte,tef->ntf", x, self.middle))
+        x = gelu(mx.cumsum(each, axis=1) + earlier[:, None] + self.bias)
+        x = gelu(mx.einsum("nte,tef->ntf", x, self.middle))
         if self.training and self._dropout:
             x = nn.Dropout(self._dropout)(x)
         told = (mx.concatenate([path(now), seen.facts], axis=-1) - self.zero) / self.size
@@ -101,7 +101,7 @@ class Head(nn.Module):
         """With the next tap's state, ... W."""
         tap, now = given.tap + 1, unit(state)
         total = given.sum + now @ self.now[tap]
-        x = nn.gelu_approx(nn.gelu_approx(total + self.bias[tap]) @ self.middle[tap])
+        x = gelu(gelu(total + self.bias[tap]) @ self.middle[tap])
         one = mx.ones_like(now[..., :1])
         turned = one if given.state is None else (now * given.state).mean(-1, keepdims=True)
         turned = (turned - self.zero[tap, :1]) / self.size[tap, :1]
@@ -121,6 +121,11 @@ class Head(nn.Module):
 def parted(said: mx.array, hope: mx.array) -> Told:
     n = len(ROUTES)
     return Told(said[..., :n], said[..., n], said[..., n + 1], hope, said[..., n + 2 :])
+
+
+def gelu(x: mx.array) -> mx.array:
+    """Its tanh form by a sigmoid, the cube spelled out: half the time on a CPU."""
+    return x * mx.sigmoid(1.5957691216057308 * (x + 0.044715 * (x * x * x)))
 
 
 def unit(x: mx.array) -> mx.array:
