@@ -88,7 +88,7 @@ def lens(features: Features) -> np.ndarray:
 
 
 def states(decoder: Decoder, features: Features, tap: int) -> np.ndarray:
-    parts = [np.array(normed(decoder, features.states(at)[:, [tap]]))[:, 0] for at in chunks(features.count)]
+    parts = [np.array(normed(decoder, features.states(at, tap)[:, None]))[:, 0] for at in chunks(features.count)]
     return np.concatenate(parts)
 
 

@@ -72,20 +72,21 @@ class Features:
     def whole(self, name: str) -> np.ndarray:
         return np.concatenate([np.asarray(shard[name]) for shard in self.shards])
 
-    def take(self, name: str, at: np.ndarray) -> np.ndarray:
-        """Of these positions, in their order."""
+    def take(self, name: str, at: np.ndarray, tap: int | None = None) -> np.ndarray:
+        """Of these positions, in their order; with a `tap`, counted from 0, no other is read."""
         which = np.searchsorted(self.ends, at, side="right")
         like = self.shards[0][name]
-        found = np.empty((len(at), *like.shape[1:]), like.dtype)
+        found = np.empty((len(at), *like.shape[1 if tap is None else 2 :]), like.dtype)
         for s in np.unique(which):
             mine = which == s
             begin = self.ends[s] - len(self.shards[s]["scale"])
-            found[mine] = self.shards[s][name][at[mine] - begin]
+            rows = at[mine] - begin
+            found[mine] = self.shards[s][name][rows if tap is None else (rows, tap)]
         return found
 
-    def states(self, at: np.ndarray) -> np.ndarray:
-        """N T D, as they were."""
-        hidden, scale = self.take("hidden", at), self.take("scale", at)
+    def states(self, at: np.ndarray, tap: int | None = None) -> np.ndarray:
+        """N T D, as they were; of one tap N D."""
+        hidden, scale = self.take("hidden", at, tap), self.take("scale", at, tap)
         return hidden.astype(np.float32) * scale[(...,) + (None,) * (hidden.ndim - scale.ndim)]
 
     def final(self, at: np.ndarray) -> np.ndarray:

@@ -12,6 +12,8 @@ import numpy as np
 
 from agp.layers import tail
 from agp.models.decoder import Decoder, Stream
+from agp.recompute import recompute
+from agp.sites import Visit, plain
 from agp.train import drawn
 from curricula import oracle
 from curricula.features import Features
@@ -37,8 +39,7 @@ class Onward:
         self.tokens = np.concatenate([features.of(d, "ids")[features.of(d, "first") - 1 : -1] for d in documents])
 
     def states(self, at: np.ndarray) -> mx.array:
-        hidden, scale = (self.features.take(name, at)[:, self.which] for name in ("hidden", "scale"))
-        return mx.array((hidden.astype(np.float32) * scale[..., None]).reshape(len(at), -1))
+        return mx.array(self.features.states(at, self.which).reshape(len(at), -1))
 
     def told(self, at: np.ndarray) -> mx.array:
         """N K: vectors of the tokens that stand there."""
@@ -61,9 +62,9 @@ class Onward:
             stream = Stream(given.states[self.which], inputs, given.end, given.pad, given.shared)
             yield Part(given.places[given.chosen], where, stream)
 
-    def after(self, part: Part, hidden: mx.array) -> mx.array:
+    def after(self, part: Part, hidden: mx.array, visit: Visit = plain) -> mx.array:
         """N D: the state that the final norm is for, gone on to from `hidden`."""
-        out = self.model.blocks(part.stream._replace(hidden=hidden), start=self.tap + 1)
+        out = self.model.blocks(part.stream._replace(hidden=hidden), start=self.tap + 1, visit=visit)
         return self.model.together(out.hidden).flatten(0, 1)[part.where]
 
     def read(
@@ -89,7 +90,7 @@ class Onward:
             final, states = mx.array(self.features.final(part.at)), self.states(part.at)
             tokens = tokens_drawn(self.model, final, seed, number)
             due = slopes(self.model, final, tokens)
-            (back,) = mx.vjp(partial(self.after, part), [part.stream.hidden], [due])[1]
+            (back,) = mx.vjp(partial(self.after, part, visit=recompute()), [part.stream.hidden], [due])[1]
             slope = back.flatten(0, 1)[part.where].reshape(states.shape).astype(mx.float32)
             slope = slope * mx.sqrt(mx.square(states).mean(-1, keepdims=True))
             total = total + np.array(slope.T @ slope).astype(float)

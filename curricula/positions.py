@@ -77,7 +77,7 @@ def earlier(features: Features, at: np.ndarray, window: int) -> np.ndarray:
     found = []
     for back in range(1, window):
         there = at - back >= features.begins[features.document[at]]
-        states = features.states(np.maximum(at - back, 0))[:, 0]
+        states = features.states(np.maximum(at - back, 0), tap=0)
         found.append(states.reshape(len(at), -1) * there[:, None])
     return np.stack(found, axis=1)
 

@@ -26,7 +26,7 @@ class Role(NamedTuple):
     labels: Labels
 
     def states(self, at: np.ndarray) -> mx.array:
-        return mx.array(self.features.states(at)[:, self.number].reshape(len(at), -1))
+        return mx.array(self.features.states(at, self.number).reshape(len(at), -1))
 
     def chunks(self) -> list[np.ndarray]:
         count = self.features.count

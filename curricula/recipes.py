@@ -141,6 +141,15 @@ def gemma4_e2b() -> Recipe:
             together=16,
             compared=16,
         ),
+        trajectory=trajectory.Config(glance=4096, hidden=64, fit=replace(recipe.trajectory.fit, steps=1500, rate=1e-3)),
+        semantic=semantic.Config(
+            tap=19, least=20, width=12_288, fit=FitConfig(steps=500, rate=3e-3, warmup=20, evaluate_every=100)
+        ),
+        depth=depth.Config(
+            width=2048, vocabulary=8192, documents=8, fit=replace(recipe.depth.fit, steps=4000, rate=5e-4, warmup=100)
+        ),
+        transfer=transfer.Config(sensed=400, measured=400, greedy=128, fit=replace(recipe.transfer.fit, rate=3e-4)),
+        calibrate=calibrate.Config(fit=replace(recipe.calibrate.fit, steps=600, rate=1e-3)),
         gates=recipe.gates | {"domain": {"loss_drop": ">= 0.05", "general_drop": "<= 2"}},
     )
 
@@ -151,6 +160,7 @@ def gemma3n_e2b() -> Recipe:
     return replace(
         recipe,
         domain=replace(recipe.domain, model="google/gemma-3n-E2B-it", rows=1, fit=longer(recipe.domain.fit)),
+        semantic=replace(recipe.semantic, tap=20, width=12_288, rows=128),
         harvest=replace(
             recipe.harvest, taps=(19, 20, 23, 26), windows=(1200, 120, 1050, 800), turns=(1200, 120, 1050, 800)
         ),
@@ -164,6 +174,7 @@ def gemma4_e4b() -> Recipe:
         recipe,
         after="gemma4_e2b",
         domain=replace(recipe.domain, model="google/gemma-4-E4B-it", rows=1, fit=longer(recipe.domain.fit)),
+        semantic=replace(recipe.semantic, tap=26, width=16_384, rows=128),
         harvest=replace(
             recipe.harvest, taps=(23, 26, 29, 35), windows=(1600, 160, 1050, 1000), turns=(1600, 160, 1050, 1000)
         ),

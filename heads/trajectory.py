@@ -44,6 +44,15 @@ class Told(NamedTuple):
     earliest: Any  # T + 1: the last is "at none"
 
 
+class Carried(NamedTuple):
+    """What positions, of any shape, take along from tap to tap, so that nothing is read twice."""
+
+    tap: int  # counted from 0; -1 before the first
+    sum: mx.array  # ... H: of positions before, and of the taps so far
+    state: Any  # ... W: at the last of them, to unit size
+    known: Any  # ... E: what is known there before the state is read
+
+
 class Head(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
@@ -73,17 +82,50 @@ class Head(nn.Module):
         now, before = unit(seen.now), unit(seen.before)
         earlier = mx.einsum("npw,pwe->ne", before, self.before)
         each = mx.einsum("ntw,twe->nte", now, self.now)
-        x = nn.gelu_approx(mx.cumsum(each, axis=1) + earlier[:, None] + self.bias)
-        x = nn.gelu_approx(mx.einsum("nte,tef->ntf", x, self.middle))
+        x = gelu(mx.cumsum(each, axis=1) + earlier[:, None] + self.bias)
+        x = gelu(mx.einsum("nte,tef->ntf", x, self.middle))
         if self.training and self._dropout:
             x = nn.Dropout(self._dropout)(x)
         told = (mx.concatenate([path(now), seen.facts], axis=-1) - self.zero) / self.size
         return mx.concatenate([x, mx.ones((*told.shape[:2], 1)), told, unit(seen.read)], axis=-1)
 
     def say(self, features: mx.array) -> Told:
-        said, n = mx.einsum("nte,teo->nto", features, self.last), len(ROUTES)
         hope = (features[..., : self.first.shape[1]] * self.first).sum(-1)
-        return Told(said[..., :n], said[..., n], said[..., n + 1], hope, said[..., n + 2 :])
+        return parted(mx.einsum("nte,teo->nto", features, self.last), hope)
+
+    def begun(self, before: mx.array) -> Carried:
+        """A tap at a time instead: `before` is ... P W."""
+        return Carried(-1, unit(before).flatten(-2) @ self.before.flatten(0, 1), None, None)
+
+    def onward(self, given: Carried, state: mx.array) -> Carried:
+        """With the next tap's state, ... W."""
+        tap, now = given.tap + 1, unit(state)
+        total = given.sum + now @ self.now[tap]
+        x = gelu(gelu(total + self.bias[tap]) @ self.middle[tap])
+        one = mx.ones_like(now[..., :1])
+        turned = one if given.state is None else (now * given.state).mean(-1, keepdims=True)
+        turned = (turned - self.zero[tap, :1]) / self.size[tap, :1]
+        return Carried(tap, total, now, mx.concatenate([x, one, turned], axis=-1))
+
+    def hope(self, given: Carried) -> mx.array:
+        return given.known @ self.first[given.tap]
+
+    def told(self, given: Carried, read: mx.array, facts: mx.array) -> Told:
+        """Of the last tap."""
+        tap = given.tap
+        facts = (facts - self.zero[tap, 1:]) / self.size[tap, 1:]
+        features = mx.concatenate([given.known, facts, unit(read)], axis=-1)
+        return parted(features @ self.last[tap], self.hope(given))
+
+
+def parted(said: mx.array, hope: mx.array) -> Told:
+    n = len(ROUTES)
+    return Told(said[..., :n], said[..., n], said[..., n + 1], hope, said[..., n + 2 :])
+
+
+def gelu(x: mx.array) -> mx.array:
+    """Its tanh form by a sigmoid, the cube spelled out: half the time on a CPU."""
+    return x * mx.sigmoid(1.5957691216057308 * (x + 0.044715 * (x * x * x)))
 
 
 def unit(x: mx.array) -> mx.array:

@@ -16,7 +16,7 @@ from agp.models.folder import stated
 from agp.overrides import from_file, override
 from agp.text import open_tokenizer
 from agp.train import METRICS
-from curricula import estimate, recipes, runner
+from curricula import estimate, estimate_heads, recipes, runner
 from curricula.recipes import Recipe
 from curricula.report.collect import ABOUT, runs_in
 from curricula.stages import harvest, rows
@@ -166,7 +166,11 @@ def takes(recipe: Recipe, stages: list[runner.Stage], root: Path) -> None:
     """A table of memory, disk and time, on a Mac as assumed and here."""
     model, work = shaped(recipe), observed(recipe, root)
     machines = [MAC, here(recipe.domain, shaped(recipe))]
-    found = [estimate.costs(recipe, model, work, machine.room, machine.number) for machine in machines]
+    found = [
+        estimate.costs(recipe, model, work, machine.room, machine.number)
+        | estimate_heads.costs(recipe, model, work, machine.room, machine.number)
+        for machine in machines
+    ]
     known = "" if stated(recipe.domain.model, recipe.domain.revision)[1] else " (not here: by its public config)"
     print(f"\nWhat they take, estimated for {recipe.domain.model}{known}; {work.note}\n")
     print(

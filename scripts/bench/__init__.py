@@ -4,14 +4,16 @@ agp bench decode      beside mlx-lm on the same weights, at three sizes
 agp bench e2b         a full-size random E2B in 4 bits: written, loaded, run
 agp bench train       an adapter trained, beside mlx-lm's trainer
 agp bench memory      the peak of a training step, against its estimate
+agp bench heads       heads trained on kept states, beside states made again at each step
+agp bench curriculum  what a finished run is worth, over several seeds of its heads
 agp bench decode --help says more
 """
 
 import argparse
 
-from scripts.bench import decode, e2b, memory, train
+from scripts.bench import curriculum, decode, e2b, heads, memory, train
 
-KINDS = {"decode": decode, "e2b": e2b, "train": train, "memory": memory}
+KINDS = {"decode": decode, "e2b": e2b, "train": train, "memory": memory, "heads": heads, "curriculum": curriculum}
 
 
 def add_arguments(parser) -> None:

@@ -1,0 +1,167 @@
+"""The heads of a run, loaded together: what is asked of a token on its way up, and how its state becomes bytes.
+
+Decoding and packets know no head. They are handed a `Router`, which is called at every tap in turn, and `Wire`s.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from agp.cache import KV
+from agp.layers import Place
+from agp.models.decoder import Decoder
+from agp.models.files import read_json
+from heads import depth, glimpse, saved, semantic, trajectory, transfer
+from heads.codec import Codec, Integers, Raw
+from heads.trajectory import Carried, Told
+
+DECISIONS = ("accept", "revive", "escalate")
+
+
+class Look(NamedTuple):
+    """Of positions, ..., at one tap."""
+
+    token: mx.array  # the likeliest of those that a glance knows
+    told: Told  # logits
+
+
+class Wire(NamedTuple):
+    """A way to send states: N W with their tokens, N, to bytes, N B, and back."""
+
+    pack: Callable[[mx.array, mx.array], np.ndarray]
+    unpack: Callable[[np.ndarray, mx.array], mx.array]
+    bytes: int
+
+
+class Bundle(NamedTuple):
+    decoder: Decoder
+    taps: tuple[int, ...]  # blocks
+    exits: tuple[int, ...]  # numbers of the taps where tokens may leave
+    gate: tuple[float, ...]  # of each tap: with less hope than this nobody looks
+    budget: int  # number of the last tap that is within the local budget
+    limits: Mapping[str, Mapping[str, float | None]]  # thresholds: of each decision, by risk; None: never
+    plain: trajectory.Head  # reads states as they are
+    late: trajectory.Head  # reads mended ones
+    window: int  # positions, this one included
+    glance: glimpse.Head
+    modules: tuple[depth.Head, ...]
+    names: semantic.Head
+    named: int  # the block after which it names
+    codecs: Mapping[str, Codec]
+    sent: int  # the block after which states are sent
+
+    def hope(self, state: mx.array, carried: Carried) -> tuple[mx.array, Carried]:
+        """B n, at the next tap, whose `state` is B n D (Gemma 3n: B n 4 D); and what goes along to the one after."""
+        carried = self.late.onward(carried, flat(state))
+        return self.late.hope(carried), carried
+
+    def mend(self, states: mx.array, place: Place, shared: Mapping[str, KV]) -> mx.array:
+        """B n D, normed as the model's head takes it: of the taps so far, T B n D."""
+        return self.decoder.norm(self.modules[len(states) - 1](states, place, shared).state)
+
+    def read(self, state: mx.array) -> mx.array:
+        """Likewise, but of the state as it is."""
+        return self.decoder.normed(state)
+
+    def look(self, carried: Carried, read: mx.array, mended: bool = True) -> Look:
+        """At the last tap that was carried along."""
+        token, facts = self.glance(read)
+        return Look(token, (self.late if mended else self.plain).told(carried, read, facts))
+
+    def concepts(self, state: mx.array) -> list[tuple[str, ...]]:
+        """Names of what is active at each position, in their order."""
+        names = self.names.config.concepts
+        code, _, _ = self.names(flat(state).reshape(-1, self.names.config.state), exactly=False)
+        active = np.array(code.chosen[:, : len(names)])
+        return [tuple(name for name, there in zip(names, row, strict=True) if there) for row in active]
+
+    def wires(self) -> dict[str, Wire]:
+        def of(codec: Codec) -> Wire:
+            return Wire(partial(self.told, codec.pack), partial(self.told, codec.unpack), codec.bytes)
+
+        return {name: of(codec) for name, codec in self.codecs.items()}
+
+    def told(self, way: Callable[[Any, mx.array], Any], given: Any, tokens: mx.array) -> Any:
+        return way(given, self.decoder.embed_vectors(tokens).astype(mx.float32))
+
+
+class Left(NamedTuple):
+    """At a tap where somebody looked."""
+
+    leaves: mx.array  # B n
+    read: mx.array  # B n D: what the model's head says of it is the token
+    look: Look
+
+
+class Router:
+    """Decides for one batch of replies, a position at a time; what positions before looked like is kept."""
+
+    def __init__(self, bundle: Bundle, risk: str):
+        self.bundle, self.limit = bundle, bundle.limits["revive"][risk]
+        self.before: mx.array | None = None  # B n P W, the nearest first
+        self.carried: Carried | None = None
+
+    def __call__(self, states: mx.array, place: Place, shared: Mapping[str, KV]) -> Left | None:
+        """At the last of the taps so far, T B 1 D: who leaves; None if nobody is worth a look."""
+        tap, bundle = len(states) - 1, self.bundle
+        if not tap:
+            self.carried = self.begin(flat(states[0]))
+        assert self.carried is not None, "a router is called at every tap, from the first on"
+        hope, self.carried = bundle.hope(states[-1], self.carried)
+        looking = hope >= bundle.gate[tap]
+        if self.limit is None or tap not in bundle.exits or not looking.any().item():
+            return None
+        read = bundle.mend(states, place, shared)
+        look = bundle.look(self.carried, read)
+        return Left(looking & (look.told.leave >= self.limit), read, look)
+
+    def begin(self, state: mx.array) -> Carried:
+        if self.before is None:
+            self.before = mx.zeros((*state.shape[:2], self.bundle.window - 1, state.shape[-1]))
+        carried = self.bundle.late.begun(self.before)
+        self.before = mx.concatenate([state[..., None, :], self.before[..., :-1, :]], axis=-2)
+        return carried
+
+
+def flat(state: mx.array) -> mx.array:
+    """B n W: Gemma 3n's four streams side by side."""
+    return state.reshape(*state.shape[:2], -1)
+
+
+def load(run: Path, decoder: Decoder) -> Bundle:
+    """What the stages of a run made for this decoder, which has the run's domain adapter."""
+    said, given = read_json(run / "calibrate" / "thresholds.json"), run / "trajectory"
+    settings = saved.settings(given / saved.CONFIG, trajectory.Config)
+    plain, late = (saved.load(folder, trajectory.Config, trajectory.Head) for folder in (given, run / "calibrate"))
+    modules = [
+        saved.load(run / "depth" / f"module-{tap}", depth.Config, lambda of: depth.Head(of, decoder))
+        for tap in said["taps"]
+    ]
+    sizes = sorted((run / "transfer").glob(f"*/{saved.CONFIG}"))
+    learned = {path.parent.name: saved.load(path.parent, transfer.Config, transfer.Head) for path in sizes}
+    return Bundle(
+        decoder=decoder,
+        taps=tuple(said["taps"]),
+        exits=tuple(said["exits"]),
+        gate=tuple(said["gate"]),
+        budget=said["budget"],
+        limits={name: {risk: of["threshold"] for risk, of in said[name].items()} for name in DECISIONS},
+        plain=plain,
+        late=late,
+        window=settings.window,
+        glance=saved.load(given / "glimpse", glimpse.Config, glimpse.Head),
+        modules=tuple(modules),
+        names=saved.load(run / "semantic", semantic.Config, semantic.Head),
+        named=tap_of(run / "semantic"),
+        codecs={"raw": Raw(settings.width), "int8": Integers(settings.width, 8, settings.width)} | learned,
+        sent=tap_of(run / "transfer"),
+    )
+
+
+def tap_of(stage: Path) -> int:
+    """The block after which the stage read states."""
+    return read_json(stage / "manifest.json")["metrics"]["tap"]

@@ -1,0 +1,151 @@
+"""A bundle, fed a position at a time as decoding will feed it, decides what the calibrate stage measured."""
+
+from functools import cache
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from agp.cache import KV
+from agp.layers import Place
+from curricula import policy
+from curricula.features import Features
+from curricula.mending import stacked
+from curricula.onward import Onward
+from curricula.policy import Facing
+from curricula.positions import Met
+from curricula.teacher import teacher
+from heads import bundle
+from heads.bundle import Bundle, Router
+from tests.curricula.run import smoke
+
+RISK = "0.05"
+
+
+@cache
+def loaded() -> tuple[Bundle, Features]:
+    return bundle.load(smoke(), teacher(smoke() / "domain").model), Features(smoke() / "harvest", "test")
+
+
+@cache
+def at_once():
+    """What the calibrate stage sees: the mended states, and what its head says of them and the other of plain ones."""
+    given, test = loaded()
+    _, states = stacked(smoke() / "depth", given.decoder, {"test": test})
+    met = Met(given.decoder, test, given.glance, given.window, states["test"].read)
+    return (
+        states["test"],
+        met.answers(given.late),
+        Met(given.decoder, test, given.glance, given.window).answers(given.plain),
+    )
+
+
+def fed(given: Bundle, test: Features, document: int):
+    """Its positions in turn: a router, the answer at each tap, and what was looked at."""
+    batch, router = test.together([document]), Router(given, RISK)
+    count, width = batch.chosen.shape[1], batch.tokens.shape[1]
+    for n in range(count):
+        after = count - 1 - n  # what is not there yet
+        shared = {kind: KV(*(x[:, :, : width - after] for x in kv)) for kind, kv in batch.shared.items()}
+        place = Place(batch.end - after, batch.pad)
+        for tap in range(len(given.taps)):
+            states = batch.states[: tap + 1, :, n : n + 1]
+            yield int(batch.places[0, n]), tap, router(states, place, shared), router, (states, place, shared)
+
+
+def longest(test: Features) -> list[int]:
+    return np.argsort(-np.bincount(test.document), kind="stable")[:3].tolist()
+
+
+def test_what_it_says_one_position_at_a_time_is_what_was_said_of_all():
+    given, test = loaded()
+    states, late, plain = at_once()
+    seen = 0
+    for document in longest(test):
+        for at, tap, _, router, now in fed(given, test, document):
+            assert router.carried is not None
+            read = given.mend(*now)
+            mended, lens = (
+                given.look(router.carried, read),
+                given.look(router.carried, given.read(now[0][-1]), mended=False),
+            )
+            assert np.array(read)[0, 0] == pytest.approx(states.read[at, tap].astype(float), abs=2e-2)
+            for ours, wanted in ((mended.told, late), (lens.told, plain)):
+                for name in ("route", "vitality", "leave", "hope", "earliest"):
+                    told = np.array(getattr(ours, name))[0, 0]
+                    assert told == pytest.approx(getattr(wanted, name)[at, tap], abs=5e-3), (name, tap)
+            seen += 1
+    assert seen == 4 * sum(np.bincount(test.document)[longest(test)])
+
+
+def wide(scores: np.ndarray, low: float, high: float) -> float:
+    """A threshold in the widest gap between these quantiles: rounding moves nothing across it."""
+    some = np.sort(scores[np.isfinite(scores)])
+    some = some[int(low * len(some)) : int(high * len(some))]
+    widest = np.argmax(np.diff(some))
+    return float(some[widest : widest + 2].mean())
+
+
+def test_tokens_leave_where_the_policy_says():
+    """The smoke run certifies nothing, so gates and threshold are put where about half look and half of these leave."""
+    given, test = loaded()
+    states, late, _ = at_once()
+    exits, taps = (0, 2), len(given.taps)
+    gate = tuple(wide(late.hope[:, t], 0.3, 0.5) for t in range(taps))
+    facing = policy.gated(Facing(late.leave, ~states.agrees, test.document), late.hope, gate)
+    limit = wide(facing.score[:, list(exits)], 0.3, 0.7)
+    wanted = policy.left(facing.score, exits, limit)
+    changed = given._replace(exits=exits, gate=gate, limits={"revive": {RISK: limit}})
+    documents, first = range(len(test.begins)), np.full(test.count, taps)
+    for document in documents:
+        for at, tap, left, *_ in fed(changed, test, document):
+            if left is not None and left.leaves.item():
+                first[at] = min(first[at], tap)
+    assert first.tolist() == wanted.tolist()
+    assert {0, 2, taps} <= set(wanted.tolist())
+
+
+def test_without_a_threshold_nobody_looks():
+    given, test = loaded()
+    never = given._replace(limits={"revive": {RISK: None}})
+    assert all(left is None for _, _, left, *_ in fed(never, test, longest(test)[0]))
+
+
+def test_many_positions_at_once_are_as_one_at_a_time():
+    given, test = loaded()
+    batch = test.together(longest(test)[:2])
+    flat = bundle.flat(batch.states[0])
+    back = [mx.pad(flat, [(0, 0), (k, 0), (0, 0)])[:, : flat.shape[1]] for k in range(1, given.window)]
+    carried = given.late.begun(mx.stack(back, axis=2))
+    late = at_once()[1]
+    for tap in range(len(given.taps)):
+        hope, carried = given.hope(batch.states[tap], carried)
+        read = given.mend(batch.states[: tap + 1], Place(batch.end, batch.pad), batch.shared)
+        look = given.look(carried, read)
+        places = batch.places[batch.chosen]
+        for ours, wanted in ((hope, late.hope), (look.told.leave, late.leave)):
+            assert np.array(ours)[batch.chosen] == pytest.approx(wanted[places, tap], abs=5e-3)
+
+
+def test_codecs_send_states_and_bring_them_back():
+    given, test = loaded()
+    onward = Onward(given.decoder, test, given.sent)
+    states, tokens = onward.states(np.arange(20)), mx.array(onward.tokens[:20])
+    wires, sizes = given.wires(), {}
+    for name, wire in wires.items():
+        payload = wire.pack(states, tokens)
+        back = wire.unpack(payload, tokens)
+        sizes[name] = payload.nbytes // 20
+        assert payload.shape == (20, wire.bytes) and back.shape == states.shape
+        off = mx.linalg.norm(back - states, axis=-1) / mx.linalg.norm(states, axis=-1)
+        assert off.mean().item() < {"raw": 0.005, "int8": 0.05}.get(name, 0.8), name
+    assert sizes["8x"] < sizes["4x"] < sizes["int8"] < sizes["raw"]
+
+
+def test_concepts_are_named():
+    given, test = loaded()
+    tap = test.taps.index(given.named)
+    found = given.concepts(mx.array(test.states(np.arange(64))[:, tap])[None])
+    assert len(found) == 64
+    known = set(given.names.config.concepts)
+    assert any(found) and all(set(names) <= known for names in found)
