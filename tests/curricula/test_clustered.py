@@ -61,7 +61,7 @@ def test_the_best_order_has_the_least_area():
 def test_a_mean_is_of_positions_as_often_as_each_weighs():
     cluster, values = np.array([0, 0, 1, 1, 1]), np.array([1.0, 0, 1, 1, 0])
     assert mean(values, cluster).value == pytest.approx(0.6)
-    assert mean(values, cluster, np.array([2, 0, 1, 0, 1])).value == pytest.approx(0.75)
+    assert mean(values, cluster, np.array([3, 0, 1, 0, 2])).value == pytest.approx(2 / 3)
     assert mean(values, cluster, np.array([1, 1, 0, 0, 0])).interval == (0.5, 0.5)  # of one cluster nothing is known
 
 
