@@ -6,6 +6,7 @@ import pytest
 from agp.stats import Estimate
 from curricula import against
 from curricula.against import COST, accepting, curve, reliability, routes
+from curricula.clustered import auroc, coverage_area_of
 from curricula.features import Features
 from curricula.labels import ACCEPT, limits, sufficient
 from curricula.positions import judged
@@ -45,12 +46,19 @@ def test_a_head_that_knows_is_clearly_better_and_one_that_repeats_a_baseline_is_
     best = {tap: of["auroc"] for tap, of in knows["best_baseline"].items()}
     copied = np.stack([others[best[str(tap)]][:, t] for t, tap in enumerate(found["test"].taps)], axis=1)
     repeats = measured(given, told(copied))
-    draws = measured(given, told(rng.normal(size=copied.shape)))
+    said, ones = told(rng.normal(size=copied.shape)), np.ones(found["test"].count)
+    draws = measured(given, said)
     assert knows["auroc_gain_surely"] > 0 and knows["auroc_worst"] > 0.95
     assert repeats["auroc_gain_surely"] == 0 and not repeats["auroc_gain_surely"] > 0
     assert draws["auroc_gain_surely"] < -0.1
-    for tap in map(str, found["test"].taps):
+    for t, tap in enumerate(map(str, found["test"].taps)):
         assert repeats["auroc_gain"][tap]["value"] == 0 and repeats["auroc_gain"][tap]["interval"] == [0, 0]
+        areas = {name: coverage_area_of(of[:, t], ~enough["test"][:, t])(ones) for name, of in others.items()}
+        assert draws["auroc_gain"][tap]["value"] == pytest.approx(
+            draws["auroc"][tap]["value"] - max(auroc(of[:, t], enough["test"][:, t]) for of in others.values())
+        )
+        ours = coverage_area_of(accepting(said.route)[1][:, t], ~enough["test"][:, t])(ones)
+        assert draws["risk_coverage_gain"][tap]["value"] == pytest.approx(min(areas.values()) - ours)
         assert knows["risk_coverage_gain"][tap]["value"] > 0 > draws["risk_coverage_gain"][tap]["interval"][0]
 
 
