@@ -113,8 +113,8 @@ def test_what_is_certified_is_what_its_threshold_does_on_test():
 def test_where_nothing_can_be_promised_nothing_leaves():
     score = np.random.default_rng(0).random((100, 1))
     never = Facing(score, np.ones((100, 1), bool), np.arange(100))
-    told = certified(calibrate.Config(risks=(0.01, 0.02), resplits=4), calibrate.Decision((0,), {"calibrate": never, "test": never}),
-                     np.arange(100))  # fmt: skip
+    config = calibrate.Config(risks=(0.01, 0.02), resplits=4)
+    told = certified(config, calibrate.Decision((0,), {"calibrate": never, "test": never}), np.arange(100))
     assert {(of["threshold"], of["risk"], of["leaving"]) for of in told.values()} == {(None, 0.0, 0.0)}
     assert all(of["risk_interval"] == [0, 0] and of["violations"] == 0 for of in told.values())
 
