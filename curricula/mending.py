@@ -86,7 +86,8 @@ class Batches:
         batch = self.features.together(mine if len(mine) else documents[:1])
         short = -batch.chosen.shape[1] % STEP
         places = np.pad(batch.places, ((0, 0), (short, 0)))
-        chosen = np.pad(batch.chosen & bool(len(mine)), ((0, 0), (short, 0)))  # fewer documents than hosts: no weight
+        there = batch.chosen if len(mine) else np.zeros_like(batch.chosen)  # fewer documents than hosts: no weight
+        chosen = np.pad(there, ((0, 0), (short, 0)))
         room = [(0, 0), (0, 0), (short, 0)] + [(0, 0)] * (batch.states.ndim - 3)
         states = mx.pad(batch.states[: self.taps], room)
         ids = known(self.features, np.flatnonzero(np.isin(self.features.document, documents)), self.used, self.top)
