@@ -102,10 +102,12 @@ DEPTH = depth.Config(
 )
 
 
+@pytest.mark.slow
 def test_depth_modules_that_learned_a_little_pass(tmp_path):
     through("depth", tmp_path, DEPTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["constant", "of another position"])
 def test_depth_modules_that_are_broken_do_not(broken, tmp_path, monkeypatch):
     plain = depth.mended
@@ -129,6 +131,7 @@ def test_depth_modules_that_are_broken_do_not(broken, tmp_path, monkeypatch):
     assert "gain_surely is -0." in said and "and > -0.3 is needed" in said
 
 
+@pytest.mark.slow
 def test_a_semantic_head_passes_and_one_that_was_never_trained_does_not(tmp_path, monkeypatch):
     for name in ("fair", "broken"):
         (tmp_path / name).mkdir()
@@ -138,6 +141,7 @@ def test_a_semantic_head_passes_and_one_that_was_never_trained_does_not(tmp_path
     assert "auroc is 0.5, and >= 0.75 is needed" in said and "variance_explained is 0.5" in said
 
 
+@pytest.mark.slow
 def test_a_codec_passes_and_one_that_says_the_same_of_all_states_does_not(tmp_path, monkeypatch):
     for name in ("fair", "broken"):
         (tmp_path / name).mkdir()

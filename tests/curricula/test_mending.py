@@ -1,8 +1,10 @@
 """What is learned of documents side by side is what each of them teaches alone, whoever shares the work."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from agp.layers import Place
 from agp.sites import Site, record
@@ -113,6 +115,20 @@ def test_documents_of_a_batch_are_alike_in_length(heads):
     waste = [-(-counts[part] // STEP).max() * STEP * len(part) - counts[part].sum() for part in parts(heads, 6)]
     mixed = np.array_split(np.random.default_rng(0).permutation(len(counts)), len(waste))
     assert sum(waste) <= sum(-(-counts[part] // STEP).max() * STEP * len(part) - counts[part].sum() for part in mixed)
+
+
+def test_slopes_of_hosts_add_up_to_those_of_the_batch(decoder, heads):
+    """But for rounding: all by which trained arrays differ is what AdamW makes of that."""
+    head, end = module(decoder), heads.about["end"]
+
+    def slopes(rank, hosts):
+        given = batches(decoder, heads, rank=rank, hosts=hosts)(1, 0)[0]
+        found = nn.value_and_grad(head, lambda head: loss(head, given, decoder=decoder, end=end)[0])(head)[1]
+        return {name: np.array(a) for name, a in tree_flatten(found)}
+
+    whole, one, other = slopes(0, 1), slopes(0, 2), slopes(1, 2)
+    for name, of in whole.items():
+        assert np.linalg.norm(of - one[name] - other[name]) <= 2e-6 * np.linalg.norm(of) > 0, name
 
 
 @pytest.mark.parametrize("size", [6, 43])

@@ -13,7 +13,7 @@ def drawn(seed=0, n=400, features=6, noise=0.0):
     return np.append(x, np.ones((n, 1)), axis=1), (rng.random(n) < 1 / (1 + np.exp(-odds))).astype(float)
 
 
-def descended(x, label, ridge, steps=60_000):
+def descended(x, label, ridge, steps=20_000):
     """Downhill in small steps, for long; the last weight is free."""
     weights, held = np.zeros(x.shape[1]), ridge * np.append(np.ones(x.shape[1] - 1), 1e-6)
     rate = 1 / (np.linalg.norm(x, 2) ** 2 / (4 * len(x)) + ridge)
