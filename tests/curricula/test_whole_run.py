@@ -14,6 +14,7 @@ from agp.artifacts import write_results
 from agp.states import BEST, STATE
 from curricula import recipes, runner
 from curricula.features import Features
+from heads import depth, saved, trajectory
 from tests.curricula.run import smoke
 from tests.launch import arrays, ended, host_file, metrics, start
 
@@ -164,6 +165,19 @@ def numbers(found, at=""):
         pairs = found.items() if isinstance(found, dict) else enumerate(found)
         return [pair for name, of in pairs for pair in numbers(of, f"{at}.{name}")]
     return [(at, float(found))] if isinstance(found, int | float) else []
+
+
+@pytest.mark.slow
+def test_four_streams_go_through_all_stages(tmp_path):
+    """Gemma 3n, whose states are four; each may be mixed, and all are read."""
+    finished(start(command(tmp_path, "--model", "tiny-gemma3n")))
+    found = made(tmp_path)
+    states = Features(tmp_path / "harvest", "test").shards[0]["hidden"]
+    assert states.ndim == 4 and states.shape[2] == 4
+    module = saved.settings(tmp_path / f"depth/module-{found['harvest']['config']['taps'][1]}/head.json", depth.Config)
+    head = saved.settings(tmp_path / "trajectory/head.json", trajectory.Config)
+    assert (module.taps, module.streams) == (2, 4) and head.width == 4 * head.dim
+    assert found["calibrate"]["metrics"]["decisions"].keys() == {"accept", "revive", "escalate"}
 
 
 @pytest.mark.slow
