@@ -77,34 +77,38 @@ class Batches:
 
     def __call__(self, step: int, micro: int) -> tuple[Given]:
         number = step - 1
-        chosen = self.order(number // self.turn)[number % self.turn][self.rank :: self.hosts]
-        return (self.given(chosen),)
+        documents = self.order(number // self.turn)[number % self.turn]
+        return (self.given(documents, self.rank, self.hosts),)
 
-    def given(self, documents: Sequence[int] | np.ndarray) -> Given:
-        batch = self.features.together(documents)
+    def given(self, documents: np.ndarray, rank: int = 0, hosts: int = 1) -> Given:
+        """A host's share; which tokens are told apart is the same for all of them."""
+        mine = documents[rank::hosts]
+        batch = self.features.together(mine if len(mine) else documents[:1])
         short = -batch.chosen.shape[1] % STEP
         places = np.pad(batch.places, ((0, 0), (short, 0)))
-        chosen = np.pad(batch.chosen, ((0, 0), (short, 0)))
+        there = batch.chosen if len(mine) else np.zeros_like(batch.chosen)  # fewer documents than hosts: no weight
+        chosen = np.pad(there, ((0, 0), (short, 0)))
         room = [(0, 0), (0, 0), (short, 0)] + [(0, 0)] * (batch.states.ndim - 3)
         states = mx.pad(batch.states[: self.taps], room)
-        ids, taught = lesson(self.features, places.reshape(-1), chosen.reshape(-1), self.used, self.top)
+        ids = known(self.features, np.flatnonzero(np.isin(self.features.document, documents)), self.used, self.top)
+        taught = lesson(self.features, places.reshape(-1), ids).reshape(*places.shape, -1)
         rows = vocabulary.rows(self.decoder, mx.array(ids))
-        return Given(
-            states, batch.pad, batch.shared, rows, mx.array(taught.reshape(*places.shape, -1)), mx.array(chosen)
-        )
+        return Given(states, batch.pad, batch.shared, rows, mx.array(taught), mx.array(chosen))
 
 
-def lesson(
-    features: Features, at: np.ndarray, chosen: np.ndarray, used: np.ndarray, top: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens, and the teacher's shares of them at these positions: its `top` likeliest of each, and the most used."""
+def known(features: Features, at: np.ndarray, used: np.ndarray, top: int) -> np.ndarray:
+    """Tokens in rising order: the teacher's `top` likeliest of each of these positions, and the most used."""
+    needed = np.unique(features.take("taught", at)[:, :top])
+    return np.sort(np.concatenate([needed, used[~np.isin(used, needed)]])[: len(used)]).astype(np.int32)
+
+
+def lesson(features: Features, at: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The teacher's shares of the `known` tokens at these positions."""
     ids, logs = features.take("taught", at), features.take("taught_logs", at).astype(np.float32)
-    needed = np.unique(ids[chosen][:, :top])
-    known = np.sort(np.concatenate([needed, used[~np.isin(used, needed)]])[: len(used)])
     where = np.minimum(np.searchsorted(known, ids), len(known) - 1)
     shares = np.zeros((len(at), len(known)), np.float32)
     np.add.at(shares, (np.arange(len(at))[:, None], where), np.exp(logs) * (known[where] == ids))
-    return known.astype(np.int32), shares
+    return shares
 
 
 def mended(head: Any, decoder: Decoder, features: Features, documents: Sequence[Any]) -> Mended:

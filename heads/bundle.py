@@ -3,6 +3,7 @@
 Decoding and packets know no head. They are handed a `Router`, which is called at every tap in turn, and `Wire`s.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -147,7 +148,7 @@ def load(run: Path, decoder: Decoder) -> Bundle:
         decoder=decoder,
         taps=tuple(said["taps"]),
         exits=tuple(said["exits"]),
-        gate=tuple(said["gate"]),
+        gate=tuple(-math.inf if least is None else least for least in said["gate"]),
         budget=said["budget"],
         limits={name: {risk: of["threshold"] for risk, of in said[name].items()} for name in DECISIONS},
         plain=plain,

@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from agp.adapters import Adapted, dense
 from agp.cache import KV
-from agp.fused import rms_norm
+from agp.fused import RMSNorm, rms_norm
 from agp.layers import Attention, Place, gelu_times
 from agp.losses import Sums
 from agp.models.decoder import Decoder
@@ -81,9 +81,9 @@ def flat(states: mx.array) -> mx.array:
 def spared(theirs: Attention) -> Attention:
     """Its queries and its way out, in full precision and with what an adapter adds, to be trained apart."""
     own = copy(theirs)
-    own.q_norm = copy(theirs.q_norm)
+    own.q_norm = RMSNorm(theirs.head_dim, eps=theirs.eps)  # a copy would share with theirs what is frozen in it
+    own.q_norm.weight = theirs.q_norm.weight
     own.q_proj, own.o_proj = linear(theirs.q_proj), linear(theirs.o_proj, SHARE)
-    own.unfreeze()
     return own
 
 

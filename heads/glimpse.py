@@ -16,6 +16,7 @@ from heads import vocabulary
 from heads.vocabulary import rows
 
 PART = 1 << 14  # rows of the head at once
+LEAST = 1e-9  # of the share of all others: a log of it is never far away
 FACTS = ("confidence", "doubt", "margin", "entropy", "height")
 
 
@@ -49,10 +50,11 @@ class Head(nn.Module):
         logits = vocabulary.logits(normed, self.rows, self._cap)
         best = mx.argmax(logits, axis=-1, keepdims=True)
         first = mx.take_along_axis(logits, best, axis=-1)
-        second = mx.where(mx.arange(logits.shape[-1]) == best, -mx.inf, logits).max(-1, keepdims=True)
+        below_it = mx.where(mx.arange(logits.shape[-1]) == best, -mx.inf, logits)
+        second = below_it.max(-1, keepdims=True)
         rest = vocabulary.logits(normed, self.rest[None], self._cap)
-        weight, other = mx.exp(logits - first), self._others * mx.exp(rest - first)
-        others = mx.maximum(weight.sum(-1, keepdims=True) - 1, 0) + other + 1e-9
+        weight, other = mx.exp(below_it - first), self._others * mx.exp(rest - first)
+        others = weight.sum(-1, keepdims=True) + other + LEAST
         whole = mx.log1p(others)
         below = (weight * (first - logits)).sum(-1, keepdims=True) + other * (first - rest)
         facts = [-whole, mx.log(others) - whole, first - second, whole + below / (1 + others), first]

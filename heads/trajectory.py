@@ -57,7 +57,7 @@ class Head(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         taps, hidden = config.taps, config.hidden
-        self._taps, self._dropout = taps, config.dropout
+        self._dropout = config.dropout
         scale = config.width**-0.5
         self.now = scale * mx.random.normal((taps, config.width, hidden))
         self.before = 0.5 * scale * mx.random.normal((config.window - 1, config.width, hidden))
@@ -74,18 +74,22 @@ class Head(nn.Module):
         once = self.before.size if tap == 0 else 0
         return once + self.now[0].size + self.middle[0].size + self.first[0].size, self.last[0].size
 
-    def __call__(self, seen: Seen) -> Told:
-        return self.say(self.features(seen))
+    def __call__(self, seen: Seen, kept: mx.array | None = None) -> Told:
+        return self.say(self.features(seen, kept))
 
-    def features(self, seen: Seen) -> mx.array:
+    def kept(self, count: int, seed: int) -> mx.array:
+        """N T E: what dropout leaves. It is drawn for a whole batch, so that hosts that share one drop the same."""
+        share, (taps, hidden) = 1 - self._dropout, self.bias.shape
+        return mx.random.bernoulli(share, (count, taps, hidden), key=mx.random.key(seed)) / share
+
+    def features(self, seen: Seen, kept: mx.array | None = None) -> mx.array:
         """N T E: what the last layer takes; what is known before it is read comes first."""
         now, before = unit(seen.now), unit(seen.before)
         earlier = mx.einsum("npw,pwe->ne", before, self.before)
         each = mx.einsum("ntw,twe->nte", now, self.now)
         x = gelu(mx.cumsum(each, axis=1) + earlier[:, None] + self.bias)
         x = gelu(mx.einsum("nte,tef->ntf", x, self.middle))
-        if self.training and self._dropout:
-            x = nn.Dropout(self._dropout)(x)
+        x = x if kept is None else x * kept
         told = (mx.concatenate([path(now), seen.facts], axis=-1) - self.zero) / self.size
         return mx.concatenate([x, mx.ones((*told.shape[:2], 1)), told, unit(seen.read)], axis=-1)
 
@@ -146,8 +150,8 @@ class Truth(NamedTuple):
     earliest: mx.array  # N
 
 
-def loss(head: Head, seen: Seen, truth: Truth) -> Sums:
-    return missed(head(seen), truth)
+def loss(head: Head, seen: Seen, truth: Truth, kept: mx.array | None = None) -> Sums:
+    return missed(head(seen, kept), truth)
 
 
 def missed(told: Told, truth: Truth) -> Sums:

@@ -32,7 +32,6 @@ from heads.trajectory import Truth
 
 ROLES = ("heads", "tune", "calibrate", "test")
 THRESHOLDS = "thresholds.json"
-OPEN = -1e9  # a gate that lets everybody look: JSON knows no infinity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +79,11 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     plan = policy.cheapest(late["tune"], said["tune"].hope, price, config.risks[0], config.grid)
     within = labels.budget(taps, blocks)
     decisions = decided(plan, within, found, early, late, {role: of.hope for role, of in said.items()})
-    chosen = {name: certified(config, decision) for name, decision in decisions.items()}
-    gate = [max(OPEN, of) for of in plan.gate]
+    cluster = clusters(found["test"])
+    chosen = {name: certified(config, decision, cluster[found["test"].begins]) for name, decision in decisions.items()}
+    gate = [None if least == -np.inf else least for least in plan.gate]  # none: whatever the hope, it is looked
     told = {"exits": plan.taps, "gate": gate, "budget": within, "taps": taps, "delta": config.delta}
     write_json(out / THRESHOLDS, told | chosen)
-    cluster = clusters(found["test"])
     final = routes(said["test"].route.argmax(-1), np.array(truth["test"].route), cluster)
     return how | {
         "exits": [taps[t] for t in plan.taps],
@@ -93,6 +92,7 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
         "checks": {"hoping": hoping, "looking": looking},
         "decisions": chosen,
         "violations": max(of["violations"] for kind in chosen.values() for of in kind.values()),
+        "broken": sum(of["risk_interval"][0] > float(at) for kind in chosen.values() for at, of in kind.items()),
         **spent(config, price, decisions["revive"], chosen["revive"], states["test"], cluster),
         **final,
     }
@@ -143,8 +143,11 @@ def true(features: Features, limit: Limits, mended: Stacked, blocks: int) -> Tru
     return Truth(*map(mx.array, parts))
 
 
-def certified(config: Config, decision: Decision) -> dict[str, dict[str, Any]]:
-    """By risk: the threshold, what it does on `test`, and how often its promise broke on resplits of all documents."""
+def certified(config: Config, decision: Decision, cluster: np.ndarray) -> dict[str, dict[str, Any]]:
+    """By risk: the threshold, what it does on `test`, and how often its promise broke on resplits of all documents.
+
+    `cluster` is of each document of `test`. Resplits mix both roles: that scores mean less on `test`, only it can show.
+    """
     facing, found = decision.facing, {}
     grid = policy.grid(facing["calibrate"].score[:, list(decision.taps)], config.grid)
     loss, leaving = policy.losses(facing["calibrate"], decision.taps, grid)
@@ -156,9 +159,11 @@ def certified(config: Config, decision: Decision) -> dict[str, dict[str, Any]]:
         broken = risk.violations(
             pool, pool_leaving, grid, alpha, config.delta, size=len(loss), resplits=config.resplits
         )  # fmt: skip
+        risked = mean(np.zeros(len(cluster)) if at is None else test[0][:, at], cluster)
         found[f"{alpha:g}"] = {
             "threshold": choice.threshold,
-            "risk": 0.0 if at is None else float(test[0][:, at].mean()),
+            "risk": risked.value,
+            "risk_interval": list(risked.interval),
             "leaving": 0.0 if at is None else float(test[1][:, at].mean()),
             "violations": broken,
         }

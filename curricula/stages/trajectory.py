@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from agp.artifacts import write_json
-from agp.train import FitConfig, real
+from agp.train import FitConfig, drawn, real
 from curricula import against, labels
 from curricula.features import Features
 from curricula.positions import Met, chunks, judged, share
@@ -101,10 +101,11 @@ def learn(
 ) -> dict[str, Any]:
     """Of `heads`, to the least loss on `tune`; `config` says how large a batch is, and has a `fit`."""
 
-    def batch(step: int, micro: int) -> tuple[trajectory.Seen, Truth]:
-        rng = np.random.default_rng([config.fit.seed, step, micro])
-        at = share(group, np.sort(rng.integers(met["heads"].features.count, size=config.batch)))
-        return met["heads"].seen(at), some(truth["heads"], at)
+    def batch(step: int, micro: int) -> tuple[trajectory.Seen, Truth, mx.array]:
+        seed = drawn(config.fit.seed, step, micro)
+        at = np.sort(np.random.default_rng(seed).integers(met["heads"].features.count, size=config.batch))
+        mine = share(group, np.arange(config.batch))
+        return met["heads"].seen(at[mine]), some(truth["heads"], at[mine]), head.kept(len(at), seed)[mx.array(mine)]
 
     scores = partial(held, head, loss, met["tune"], truth["tune"])
     return train(head, loss, batch, config.fit, out, scores=scores, inputs=made_of(config, needs), group=group)

@@ -141,9 +141,9 @@ def depth_case(root: Path, recipe: Recipe, loaded: Loaded, features: Features) -
         states, shared = again(given)
         places = np.zeros(given.chosen.shape, int)
         places[given.chosen] = given.at
-        ids, taught = mending.lesson(features, places.reshape(-1), given.chosen.reshape(-1), used, config.top)
+        ids = mending.known(features, given.at, used, config.top)
         rows = vocabulary.rows(model, mx.array(ids))
-        taught = mx.array(taught.reshape(*places.shape, -1))
+        taught = mx.array(mending.lesson(features, places.reshape(-1), ids).reshape(*places.shape, -1))
         return (Given(mx.stack(states), given.pad, shared, rows, taught, mx.array(given.chosen)),)
 
     loss = lambda head, given: mending.loss(head, given, decoder=model, end=end)

@@ -11,7 +11,9 @@ from agp.batch import continued
 from agp.generate import generate
 from agp.sites import Site, skip
 from curricula import recipes, runner
+from curricula.documents import prompts
 from curricula.features import Features
+from curricula.observe import observe
 from curricula.stages import harvest, rows
 from curricula.teacher import teacher
 from tests.curricula.run import smoke
@@ -129,6 +131,34 @@ def test_a_state_survives_noise_that_is_nothing_and_not_noise_that_drowns_it(sig
     config = replace(recipes.smoke().harvest, sigma=sigma, noises=2, omissions=0, windows=(1, 1, 1, 1))
     harvest.run(config, {"rows": root / "rows", "domain": root / "domain"}, tmp_path, None)
     assert low <= Features(tmp_path, "test").whole("vitality").mean() <= high
+
+
+def test_vitality_is_there_where_states_were_disturbed_and_nowhere_else(root):
+    """Of what heads learn from, one shard in so many; never where thresholds are chosen."""
+    vital, number = recipes.smoke().harvest.vital, 0
+    met = set()
+    for role in harvest.ROLES:
+        for shard in Features(root / "harvest", role).shards:
+            found = np.isfinite(shard["vitality"])
+            wanted = role in ("tune", "test") or (role == "heads" and number % vital == 0)
+            assert found.all() if wanted else not found.any(), (role, number)
+            assert not found.any() or (shard["vitality"].min() >= 0 and shard["vitality"].max() <= 1)
+            met.add((role, wanted))
+            number += 1
+    assert met == {("heads", True), ("heads", False), ("tune", True), ("calibrate", False), ("test", True)}
+
+
+def test_all_that_is_not_disturbed_comes_out_the_same_without(root, loaded):
+    config = recipes.smoke().harvest
+    given = prompts(
+        {name: of for name, of in rows.read(root / "rows", "tune").items() if name != rows.GENERAL},
+        loaded.tokenizer,
+        **harvest.cuts(config, "tune"),
+    )
+    part = harvest.shards({"tune": given}, 4)["tune-0000.safetensors"]
+    with_it, without = (observe(config, loaded, [4, 8], part, 0, vital) for vital in (True, False))
+    assert np.isfinite(with_it.pop("vitality")).all() and np.isnan(without.pop("vitality")).all()
+    assert all(np.array_equal(with_it[name], of) for name, of in without.items())
 
 
 def test_no_document_has_two_roles(root):
