@@ -47,6 +47,7 @@ def measured(
         plots["risk_coverage"][tap] = {name: curve(score, ~true) for name, score in scores.items()}
         plots["reliability"][tap] = reliability(chance[:, t], true)
     metrics["auroc_worst"] = min(of["value"] for of in metrics["auroc"].values())
+    metrics["auroc_gain_least"] = min(of["value"] for of in metrics["auroc_gain"].values())
     metrics["auroc_gain_surely"] = min(of["interval"][0] for of in metrics["auroc_gain"].values())
     more, drawn = vitality(found, said), routes(said.route.argmax(-1), route, cluster)
     return metrics | more[0] | drawn, plots | more[1]

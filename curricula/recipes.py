@@ -63,7 +63,7 @@ def tiny() -> Recipe:
         gates={
             "domain": {"loss_drop": ">= 0.25", "general_drop": "<= 2"},
             "harvest": {"test_positions": ">= 10000", "calibrate_documents": ">= 1000", "adapter_change": "> 0"},
-            "trajectory": {"auroc_worst": ">= 0.85", "auroc_gain_surely": "> 0", "vitality_gain": "> 0"},
+            "trajectory": {"auroc_worst": ">= 0.85", "auroc_gain_least": "> 0", "vitality_gain": "> 0"},
             "semantic": {
                 "auroc": ">= 0.95",
                 "variance_explained": ">= 0.92",
@@ -150,7 +150,12 @@ def gemma4_e2b() -> Recipe:
         ),
         transfer=transfer.Config(sensed=400, measured=400, greedy=128, fit=replace(recipe.transfer.fit, rate=3e-4)),
         calibrate=calibrate.Config(fit=replace(recipe.calibrate.fit, steps=600, rate=1e-3)),
-        gates=recipe.gates | {"domain": {"loss_drop": ">= 0.05", "general_drop": "<= 2"}},
+        gates=recipe.gates
+        | {
+            "domain": {"loss_drop": ">= 0.05", "general_drop": "<= 2"},
+            "semantic": {"spliced_agreement": ">= 0.9", "l0": "<= 32", "dead": "<= 0.05"},  # your rows may name nothing
+            "transfer": {"next_agreement_4x": ">= 0.95", "kl_by_pca_token_16x": "<= 1"},
+        },
     )
 
 

@@ -12,7 +12,7 @@ from agp.losses import Sums
 from agp.train import FitConfig
 from curricula.features import Features
 from curricula.mending import Mended
-from curricula.stages.depth import OWN, Config, inherit, measured, midway
+from curricula.stages.depth import OWN, inherit, measured, midway
 from curricula.training import train
 from heads import depth
 from tests.curricula.run import smoke
@@ -88,7 +88,7 @@ def trained(out, steps, held):
 
     how = train(head, loss, lambda step, micro: (mx.ones((1, 1)),), FitConfig(steps=steps, rate=0.1, floor=1.0,
                 evaluate_every=1), out, scores=lambda: {"loss": held(head.weight.item())},
-                config=Config(), needs={}, group=None)  # fmt: skip
+                inputs={}, group=None)  # fmt: skip
     return head.weight.item(), how
 
 

@@ -20,7 +20,7 @@ from curricula.teacher import teacher
 from tests.curricula.run import smoke
 
 GATES = {
-    "trajectory": {"auroc_worst": ">= 0.6", "auroc_gain_surely": "> -0.3", "vitality_gain": "> -0.1"},
+    "trajectory": {"auroc_worst": ">= 0.6", "auroc_gain_least": "> -0.3", "vitality_gain": "> -0.1"},
     "semantic": {
         "auroc": ">= 0.75",
         "variance_explained": ">= 0.6",

@@ -7,6 +7,8 @@ import pytest
 from scripts import cli
 from tests.curricula.run import smoke
 
+ONE = ("--processes", "1")  # this one, so that what it says is seen
+
 
 @pytest.fixture
 def made(tmp_path):
@@ -65,7 +67,7 @@ def test_what_the_user_can_mend_is_one_line(name, made, monkeypatch, capsys):
 
 
 def test_training_ends_with_the_page_of_its_run(made, capsys):
-    assert cli.main(["train", "smoke", "--out", str(made / "smoke"), "--until", "rows"]) == 0
+    assert cli.main(["train", "smoke", "--out", str(made / "smoke"), "--until", "rows", *ONE]) == 0
     page = made / "smoke/report.html"
     assert f"report: {page}" in capsys.readouterr().out and "Run smoke" in page.read_text()
 
@@ -74,7 +76,7 @@ def test_a_closed_gate_is_on_the_page_too(made, tmp_path, capsys):
     (tmp_path / "gates.toml").write_text('gates.rows.heads = ">= 1e9"\n')
     shutil.rmtree(made / "smoke/rows")
     words = ["smoke", "--out", str(made / "smoke"), "--until", "rows", "--config", str(tmp_path / "gates.toml")]
-    assert cli.main(["train", *words]) == 2
+    assert cli.main(["train", *words, *ONE]) == 2
     said = capsys.readouterr()
     assert f"report: {made / 'smoke/report.html'}" in said.out and "the gate of rows is closed" in said.err
     assert "and &gt;= 1e9 was wanted; the run stopped here." in (made / "smoke/report.html").read_text()
@@ -82,5 +84,5 @@ def test_a_closed_gate_is_on_the_page_too(made, tmp_path, capsys):
 
 def test_a_page_that_cannot_be_written_spoils_no_run(made, capsys):
     (made / "smoke/report.html").mkdir()
-    assert cli.main(["train", "smoke", "--out", str(made / "smoke"), "--until", "rows"]) == 0
+    assert cli.main(["train", "smoke", "--out", str(made / "smoke"), "--until", "rows", *ONE]) == 0
     assert "no report: --out" in capsys.readouterr().err
