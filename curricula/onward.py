@@ -86,9 +86,10 @@ class Onward:
         """D D, a sum over positions: the slope of the log of a token's share, by the state over its own size, times
         itself. The token is drawn by its share, so a small error times this, twice, is twice the KL that it makes."""
         total = np.zeros(())
-        for number, part in enumerate(self.parts(documents)):
+        chances = np.random.default_rng(drawn(seed)).random(self.features.count)  # of each position, whoever takes it
+        for part in self.parts(documents):
             final, states = mx.array(self.features.final(part.at)), self.states(part.at)
-            tokens = tokens_drawn(self.model, final, seed, number)
+            tokens = tokens_drawn(self.model, final, chances[part.at])
             due = slopes(self.model, final, tokens)
             (back,) = mx.vjp(partial(self.after, part, visit=recompute()), [part.stream.hidden], [due])[1]
             slope = back.flatten(0, 1)[part.where].reshape(states.shape).astype(mx.float32)
@@ -112,13 +113,13 @@ def few(model: Decoder, final: mx.array) -> list[slice]:
     return [slice(at, at + size) for at in range(0, len(final), size)]
 
 
-def tokens_drawn(model: Decoder, final: mx.array, *seed: int) -> mx.array:
-    """Of each last state, one by its share."""
-    parts = few(model, final)
-    keys = mx.random.split(mx.random.key(drawn(*seed)), len(parts))
+def tokens_drawn(model: Decoder, final: mx.array, chances: np.ndarray) -> mx.array:
+    """Of each last state, one by its share: the first up to which all shares add up to more than the chance."""
     found = []
-    for part, key in zip(parts, keys, strict=True):
-        found.append(mx.random.categorical(oracle.shares(model, final[part]), key=key))
+    for part in few(model, final):
+        upto = mx.cumsum(mx.exp(oracle.shares(model, final[part])), axis=-1)
+        below = (upto <= mx.array(chances[part], mx.float32)[:, None] * upto[:, -1:]).sum(-1)
+        found.append(mx.minimum(below, model.config.vocab_size - 1).astype(mx.int32))
         mx.eval(found)
     return mx.concatenate(found)
 

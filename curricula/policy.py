@@ -30,9 +30,9 @@ class Price(NamedTuple):
     def of(self, given: Facing, taps: Sequence[int], at: np.ndarray) -> np.ndarray:
         """N, as a share of full depth, for tokens that left `at` a tap, one past the last for those that did not."""
         checks = np.zeros(len(at))
-        for tap in taps:
-            looked = self.looking[tap] * np.isfinite(given.score[:, tap])
-            checks += np.where(at >= tap, self.hoping[tap] + looked, 0)
+        for below, tap in zip((-1, *taps), taps, strict=False):  # hope reads every tap on the way
+            hoped, looked = self.hoping[below + 1 : tap + 1].sum(), self.looking[tap] * np.isfinite(given.score[:, tap])
+            checks += np.where(at >= tap, hoped + looked, 0)
         return (np.append(self.leaving, self.whole)[at] + checks) / self.whole
 
 

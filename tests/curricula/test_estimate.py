@@ -107,6 +107,7 @@ def measured(compute) -> int:
     return mx.get_peak_memory() - held
 
 
+@pytest.mark.slow
 def test_disturbances_and_the_lens_never_make_more_logits_than_there_is_room_for():
     """Of four times as many: all at once they would take 512 MB an array."""
     model: Any = build(middling(FAMILIES[0], 16, 1 << 16) | {"num_attention_heads": 1, "head_dim": 16})

@@ -170,6 +170,7 @@ def test_no_document_has_two_roles(root):
                     assert homes.setdefault((source, row.document), role) == role
 
 
+@pytest.mark.slow
 def test_shards_that_a_kill_left_are_kept_and_the_rest_comes_out_the_same(root, tmp_path):
     for name in ("rows", "domain"):
         (tmp_path / name).symlink_to(root / name)

@@ -11,7 +11,7 @@ import pytest
 from agp.batch import continued
 from agp.figures import met
 from agp.sites import Site, plain
-from agp.train import FitConfig
+from agp.train import FitConfig, drawn
 from curricula import oracle, recipes, runner
 from curricula.features import Features
 from curricula.onward import Onward, put, tokens_drawn
@@ -98,7 +98,8 @@ def test_slopes_are_those_of_differences(root, model):
     (part,) = onward.parts([3])
     states = onward.states(part.at)
     size = mx.sqrt(mx.square(states).mean(-1, keepdims=True))
-    tokens = tokens_drawn(model, mx.array(onward.features.final(part.at)), 7, 0)
+    chances = np.random.default_rng(drawn(7)).random(onward.features.count)
+    tokens = tokens_drawn(model, mx.array(onward.features.final(part.at)), chances[part.at])
 
     def logs(moved):
         shares = oracle.shares(model, onward.after(part, put(part, moved)))
@@ -112,10 +113,18 @@ def test_slopes_are_those_of_differences(root, model):
         assert way @ found @ way == pytest.approx(np.square(slope).sum(), rel=0.02)
 
 
+def test_two_hosts_sense_what_one_would(root, model):
+    """Which token is drawn at a position does not depend on what else a host reads."""
+    onward = of(root, model)
+    shares = [onward.sensitivity(some, seed=1) for some in ([0, 2, 4], [1, 3])]
+    np.testing.assert_allclose(sum(shares), onward.sensitivity([0, 1, 2, 3, 4], seed=1), rtol=1e-3, atol=1e-4)
+
+
 def test_tokens_are_drawn_by_their_shares(root, model):
     final = mx.array(of(root, model).features.final(np.array([0])))
     shares = np.exp(np.array(oracle.shares(model, final)[0]))
-    tokens = np.array(tokens_drawn(model, mx.broadcast_to(final, (4000, final.shape[-1])), 0))
+    many = mx.broadcast_to(final, (4000, final.shape[-1]))
+    tokens = np.array(tokens_drawn(model, many, np.random.default_rng(0).random(4000)))
     found = np.bincount(tokens, minlength=len(shares)) / len(tokens)
     assert np.abs(found - shares).max() < 0.04 and shares.max() < 0.9
 
