@@ -135,7 +135,7 @@ class Run:
             if scores is not None and self.due():
                 self.judge(scores, watch)
             late = config.patience is not None and state.worse >= config.patience
-            ended = "early" if late else "done" if state.step == config.steps else "interrupted" if stop else None
+            ended = "early" if late else "interrupted" if stop else "done" if state.step == config.steps else None
             if state.step != state.saved and (ended or state.step % config.save_every == 0):
                 state.save(self.out, self.model, self.optimizer)
             if ended:
