@@ -115,7 +115,7 @@ def smoke() -> Recipe:
 
 
 def brief(fit: FitConfig) -> FitConfig:
-    return replace(fit, steps=2, warmup=0, evaluate_every=2)
+    return replace(fit, steps=2, evaluate_every=2)
 
 
 def gemma4_e2b() -> Recipe:
