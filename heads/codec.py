@@ -4,6 +4,7 @@ Raw states and plain integers with scales are codecs too: the yardsticks that a 
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -13,21 +14,22 @@ HEADER, PACKET = 16, 64  # bytes that a packet begins with, and positions that s
 WORD = 1 << 16  # levels of a bfloat16
 
 
-class Codec:
+class Codec(ABC):
     """One says what its numbers are, B levels each, and makes a state of them again; `told` (N K) says which token
     stands there, which the receiver knows too."""
 
     @property
+    @abstractmethod
     def digits(self) -> tuple[int, ...]:
         """Levels of each number."""
-        raise NotImplementedError
 
+    @abstractmethod
     def codes(self, states: mx.array, told: mx.array) -> mx.array:
         """N D to N M, 0 ... levels - 1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def restored(self, codes: mx.array, told: mx.array) -> mx.array:
-        raise NotImplementedError
+        """And back."""
 
     @property
     def bytes(self) -> int:
