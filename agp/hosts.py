@@ -344,6 +344,16 @@ def spread(group: Any, source: int, tree: Any) -> Any:
     return tree_map(back, tree, added(group, tree_map(bits, tree)))
 
 
+def totalled(group: Any, mine: np.ndarray) -> np.ndarray:
+    """The sum over all hosts, of doubles, to single precision: the same bits however the parts were shared out."""
+    whole = mine.astype(np.float64)
+    if group is not None and group.size() > 1:
+        bits = mx.array(whole.view(np.int32))  # MLX on a GPU knows no doubles
+        every = [np.array(spread(group, rank, [bits])[0]) for rank in range(group.size())]
+        whole = np.stack([part.view(np.float64) for part in every]).sum(0)
+    return whole.astype(np.float32).astype(np.float64)
+
+
 def most(group: Any, number: int) -> int:
     """The rank of the host whose number is largest, the first of them."""
     mine = np.zeros(group.size(), np.int32)

@@ -5,7 +5,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from agp.hosts import added
+from agp.hosts import totalled
+from curricula.exchange import ranked
 from curricula.onward import Onward
 from heads import transfer
 from heads.codec import HEADER, PACKET
@@ -45,12 +46,13 @@ class Begun:
 
 def summed(given: Onward, group: Any) -> np.ndarray:
     """Products of 1, the vector of the token, and the state by its size."""
-    rank, size = (group.rank(), group.size()) if group is not None else (0, 1)
-    total = mx.zeros(())
-    for at in np.array_split(np.arange(given.features.count), -(-given.features.count // CHUNK) * size)[rank::size]:
+    rank, size = ranked(group)
+    size_of_all = 1 + given.told(np.arange(1)).shape[1] + given.width
+    total = np.zeros((size_of_all, size_of_all))
+    for begin in range(0, given.features.count, CHUNK)[rank::size]:
+        at = np.arange(begin, min(begin + CHUNK, given.features.count))
         states, told = given.states(at), given.told(at)
         unit = states / mx.sqrt(mx.square(states).mean(-1, keepdims=True))
         both = mx.concatenate([mx.ones((len(at), 1)), told, unit], axis=-1)
-        total = total + both.T @ both
-        mx.eval(total)
-    return np.array(added(group, [total])[0]).astype(float)
+        total = total + np.array(both.T @ both).astype(float)
+    return totalled(group, total)

@@ -195,9 +195,10 @@ def test_what_differs_is_named():
 
 
 ORDER = """
-from agp.hosts import added, joined, most, spread, told
-import mlx.core as mx
+from agp.hosts import added, joined, most, spread, told, totalled
+import mlx.core as mx, numpy as np
 with joined(told(), {}, wait=20) as group:
+    assert totalled(group, np.array([1.0, 2.0**-40 - 1.0])[[group.rank()]]) == 2.0**-40, "added up as singles it is 0"
     names = ["a.m", "a.v", "b"] if group.rank() else ["b", "a.v", "a.m"]
     mine = {name: mx.array([float(ord(name[-1]) + group.rank())]) for name in names}
     total, told_ = added(group, mine), spread(group, 1, mine)
