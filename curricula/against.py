@@ -7,6 +7,7 @@ import numpy as np
 
 from agp.models.decoder import Decoder
 from curricula.clustered import auroc_of, clusters, coverage_area_of, mean, resampled
+from curricula.exchange import by_hosts
 from curricula.features import Features
 from curricula.labels import ACCEPT, ROUTES
 from curricula.positions import chunks, normed
@@ -19,13 +20,18 @@ LENS = ("confidence", "doubt", "margin", "entropy")
 
 
 def measured(
-    decoder: Decoder, found: Mapping[str, Features], enough: Mapping[str, np.ndarray], route: np.ndarray, said: Told
+    decoder: Decoder,
+    found: Mapping[str, Features],
+    enough: Mapping[str, np.ndarray],
+    route: np.ndarray,
+    said: Told,
+    group: Any = None,
 ) -> tuple[dict, dict]:
     """Metrics, and what plots need; all of it on `test`, whose true `route` this is, and what the head `said`."""
     test, taps = found["test"], found["test"].taps
     cluster = clusters(test)
     chance, sure = accepting(said.route)
-    others = simpler(decoder, found, enough)
+    others = simpler(decoder, found, enough, group)
     metrics: dict[str, Any] = {name: {} for name in ("auroc", "auroc_gain", "risk_coverage_gain", "best_baseline")}
     plots: dict[str, Any] = {"risk_coverage": {}, "auroc": {}, "reliability": {}}
     for t, tap in enumerate(map(str, taps)):
@@ -49,7 +55,7 @@ def measured(
     metrics["auroc_worst"] = min(of["value"] for of in metrics["auroc"].values())
     metrics["auroc_gain_least"] = min(of["value"] for of in metrics["auroc_gain"].values())
     metrics["auroc_gain_surely"] = min(of["interval"][0] for of in metrics["auroc_gain"].values())
-    more, drawn = vitality(found, said), routes(said.route.argmax(-1), route, cluster)
+    more, drawn = vitality(found, said, group), routes(said.route.argmax(-1), route, cluster)
     return metrics | more[0] | drawn, plots | more[1]
 
 
@@ -60,7 +66,9 @@ def accepting(route: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return 1 / (1 + np.exp(-sure)), sure
 
 
-def simpler(decoder: Decoder, found: Mapping[str, Features], enough: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def simpler(
+    decoder: Decoder, found: Mapping[str, Features], enough: Mapping[str, np.ndarray], group: Any = None
+) -> dict[str, np.ndarray]:
     """Scores of `test`, N T each."""
     test, taps = found["test"], len(found["test"].taps)
     facts = {role: lens(features) for role, features in found.items()}
@@ -69,15 +77,18 @@ def simpler(decoder: Decoder, found: Mapping[str, Features], enough: Mapping[str
         name: np.zeros((test.count, taps)) if at is None else facts["test"][:, :, at] * (-1 if name == "entropy" else 1)
         for name, at in names.items()
     }
-    for name in ("probe", "state probe"):
-        scores[name] = np.empty((test.count, taps))
-    for t in range(taps):
+
+    def work(t: int) -> dict[str, np.ndarray]:
         read = {role: states(decoder, features, t) for role, features in found.items()}
         both = {role: np.concatenate([facts[role][:, t], read[role]], axis=1) for role in found}
+        said = {}
         for name, given in (("probe", both), ("state probe", read)):
             fitted = probe(given["heads"], enough["heads"][:, t], given["tune"], enough["tune"][:, t])
-            scores[name][:, t] = fitted(given["test"])
-    return scores
+            said[name] = fitted(given["test"])
+        return said
+
+    each = list(by_hosts(group, range(taps), work, "probes"))
+    return scores | {name: np.stack([of[name] for of in each], axis=1) for name in each[0]}
 
 
 def lens(features: Features) -> np.ndarray:
@@ -93,18 +104,20 @@ def states(decoder: Decoder, features: Features, tap: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def vitality(found: Mapping[str, Features], said: Told) -> tuple[dict, dict]:
+def vitality(found: Mapping[str, Features], said: Told, group: Any = None) -> tuple[dict, dict]:
     """By which share of its squared error the head is better than what the lens's confidence tells of vitality."""
     test = found["test"]
     alive, guess = test.whole("vitality"), 1 / (1 + np.exp(-said.vitality))
-    ours, theirs = np.empty_like(guess), np.empty_like(guess)
-    for t in range(len(test.taps)):
+
+    def work(t: int) -> dict[str, np.ndarray]:
         given = {role: lens(features)[:, t] for role, features in found.items()}
         truth = {role: features.whole("vitality")[:, t] for role, features in found.items()}
         there = {role: np.isfinite(of) for role, of in truth.items()}
         pairs = [part for role in ("heads", "tune") for part in (given[role][there[role]], truth[role][there[role]])]
-        plain = 1 / (1 + np.exp(-probe(*pairs)(given["test"])))
-        ours[:, t], theirs[:, t] = np.square(guess[:, t] - alive[:, t]), np.square(plain - alive[:, t])
+        return {"plain": 1 / (1 + np.exp(-probe(*pairs)(given["test"])))}
+
+    plain = np.stack([of["plain"] for of in by_hosts(group, range(len(test.taps)), work)], axis=1)
+    ours, theirs = np.square(guess - alive), np.square(plain - alive)
     cluster = clusters(test)
     gains = {
         str(tap): estimate(resampled(lambda w, t=t: 1 - (w * ours[:, t]).sum() / (w * theirs[:, t]).sum(), cluster))

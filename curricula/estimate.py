@@ -122,7 +122,7 @@ def harvest_cost(config: harvest.Config, model: Decoder, work: Work, held: float
     position, token = position_bytes(config, model, len(taps)), token_bytes(model)
     shard = config.shard * (config.answer * position + (longest + config.answer) * token)
     disk = sum(text_bytes(config, model, len(taps), text, role) for role, text in work.roles.items())
-    logits = LOGITS * 4 * min(oracle.ROOM, config.together * config.answer * of.vocab_size * (len(taps) + 1))
+    logits = LOGITS * 4 * min(oracle.MOST, config.together * config.answer * of.vocab_size * (len(taps) + 1))
     documents, positions = (sum(getattr(t, name) for t in work.roles.values()) for name in ("documents", "answers"))
     return Cost(
         memory=held + COPIES * shard + max(*forward, said, logits),

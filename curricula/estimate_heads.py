@@ -50,7 +50,7 @@ class Given(NamedTuple):
 
     def logits(self, positions: float) -> float:
         """Bytes, where so many positions are read at once."""
-        return LOGITS * 4 * min(oracle.ROOM, positions * self.model.config.vocab_size)
+        return LOGITS * 4 * min(oracle.MOST, positions * self.model.config.vocab_size)
 
     def above(self, tap: int) -> int:
         """Multiplications of a position through the blocks above, and the head."""
@@ -200,7 +200,7 @@ def transfer_cost(recipe: Recipe, given: Given) -> Cost:
     greedy = 2 * min(config.greedy, given.documents["test"]) * (given.longest + GREEDY)
     return Cost(
         memory=given.held
-        + max(4 * (kept + block) + scores * 3, products, given.logits(oracle.ROOM) + side_by_side)
+        + max(4 * (kept + block) + scores * 3, products, given.logits(oracle.MOST) + side_by_side)
         + TOGETHER * given.longest * given.lent
         + 4 * LEARNING * max(codecs),
         disk=4 * KEPT * sum(codecs),

@@ -1,7 +1,7 @@
 """Documents as the depth module meets them, and what it makes of their states."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +13,13 @@ from agp.layers import Place
 from agp.models.decoder import Decoder
 from agp.packing import MULTIPLE
 from curricula import oracle
-from curricula.features import Features, Together
+from curricula.exchange import by_hosts
+from curricula.features import Features
 from heads import depth, saved, vocabulary
 
 STEP = 8  # positions are rounded up to it, so that few shapes are compiled
 WIDE = 32  # documents at once where nothing is learned
+READ = ("agrees", "divergence", "margin")
 
 
 class Given(NamedTuple):
@@ -32,22 +34,13 @@ class Given(NamedTuple):
 
 
 class Mended(NamedTuple):
-    """Of positions, N ..., in the order of the features."""
+    """What heads make of all positions of a role, N K ..., in the order of the features."""
 
-    read: np.ndarray  # N D: normed, as the head takes it
-    weights: np.ndarray  # N T: how much each tap counted
-    agrees: np.ndarray  # N
-    divergence: np.ndarray
-    margin: np.ndarray
-
-
-class Stacked(NamedTuple):
-    """The same of each tap, N T ..."""
-
-    read: np.ndarray  # to 11 bits
+    read: np.ndarray  # N K D: normed, as the model's head takes it, to 11 bits
     agrees: np.ndarray
     divergence: np.ndarray
     margin: np.ndarray
+    weights: list[np.ndarray]  # of each head N T: how much each tap counted
 
 
 def loss(head: Any, given: Given, *, decoder: Decoder, end: int) -> depth.Sums:
@@ -69,25 +62,22 @@ def parts(features: Features, size: int, rng: np.random.Generator | None = None)
 class Batches:
     """By number of step: every document once in a turn."""
 
-    def __init__(self, decoder: Decoder, features: Features, used: np.ndarray, *, taps: int, size: int, top: int,
-                 seed: int, rank: int = 0, hosts: int = 1):  # fmt: skip
+    def __init__(
+        self, decoder: Decoder, features: Features, used: np.ndarray, *, taps: int, size: int, top: int, seed: int
+    ):
         self.decoder, self.features, self.used, self.taps, self.top = decoder, features, used, taps, top
-        self.rank, self.hosts, self.turn = rank, hosts, -(-len(features.begins) // size)
+        self.turn = -(-len(features.begins) // size)
         self.order = lru_cache(1)(lambda turn: parts(features, size, np.random.default_rng([seed, turn])))
 
     def __call__(self, step: int, micro: int) -> tuple[Given]:
         number = step - 1
-        documents = self.order(number // self.turn)[number % self.turn]
-        return (self.given(documents, self.rank, self.hosts),)
+        return (self.given(self.order(number // self.turn)[number % self.turn]),)
 
-    def given(self, documents: np.ndarray, rank: int = 0, hosts: int = 1) -> Given:
-        """A host's share; which tokens are told apart is the same for all of them."""
-        mine = documents[rank::hosts]
-        batch = self.features.together(mine if len(mine) else documents[:1])
+    def given(self, documents: np.ndarray) -> Given:
+        batch = self.features.together(documents)
         short = -batch.chosen.shape[1] % STEP
         places = np.pad(batch.places, ((0, 0), (short, 0)))
-        there = batch.chosen if len(mine) else np.zeros_like(batch.chosen)  # fewer documents than hosts: no weight
-        chosen = np.pad(there, ((0, 0), (short, 0)))
+        chosen = np.pad(batch.chosen, ((0, 0), (short, 0)))
         room = [(0, 0), (0, 0), (short, 0)] + [(0, 0)] * (batch.states.ndim - 3)
         states = mx.pad(batch.states[: self.taps], room)
         ids = known(self.features, np.flatnonzero(np.isin(self.features.document, documents)), self.used, self.top)
@@ -111,39 +101,45 @@ def lesson(features: Features, at: np.ndarray, known: np.ndarray) -> np.ndarray:
     return shares
 
 
-def mended(head: Any, decoder: Decoder, features: Features, documents: Sequence[Any]) -> Mended:
-    """Of all positions of these documents; the whole head, a few positions at a time."""
-    found = [pair for part in documents for pair in heard(head, decoder, features, features.together(part))]
-    places = np.concatenate([places for places, _ in found])
-    order = np.argsort(places, kind="stable")
-    return Mended(*(np.concatenate(list(of))[order] for of in zip(*(told for _, told in found), strict=True)))
+def mended(
+    heads: Sequence[Any], decoder: Decoder, features: Features, documents: Sequence[np.ndarray], group: Any = None
+) -> Mended:
+    """`documents` are all that there are, some of them at once."""
+    shape = (features.count, len(heads))
+    found = Mended(
+        read=np.empty((*shape, decoder.config.hidden_size), np.float16),
+        agrees=np.empty(shape, bool),
+        divergence=np.empty(shape),
+        margin=np.empty(shape),
+        weights=[np.empty((features.count, head.taps)) for head in heads],
+    )
+    work = partial(heard, heads, decoder, features)
+    for part in by_hosts(group, documents, work, f"mending {len(documents)} batches"):
+        at = part["places"]
+        for name in ("read", *READ):
+            getattr(found, name)[at] = part[name]
+        for k, weights in enumerate(found.weights):
+            weights[at] = part[f"weights.{k}"]
+    return found
 
 
-def heard(head: Any, decoder: Decoder, features: Features, batch: Together) -> Iterator[tuple[np.ndarray, Mended]]:
-    said = head(batch.states[: head.taps], Place(batch.end, batch.pad), batch.shared)
+def heard(heads: Sequence[Any], decoder: Decoder, features: Features, documents: np.ndarray) -> dict[str, np.ndarray]:
+    """The whole vocabulary, a few positions at a time; what the teacher says is read once for all heads."""
+    batch = features.together(documents)
     at, places = mx.array(np.flatnonzero(batch.chosen)), batch.places[batch.chosen]
-    read, weights = (of.flatten(0, 1)[at] for of in (decoder.norm(said.state), said.weights))
-    final = mx.array(features.final(places))
-    few = max(1, oracle.ROOM // (2 * decoder.config.vocab_size))
-    for some in (slice(k, k + few) for k in range(0, len(places), few)):
-        told = oracle.compared(oracle.shares(decoder, final[some]), oracle.said(decoder, read[some]))
-        whole = (read[some], weights[some], told.agrees, told.divergence, told.margin)
-        yield places[some], Mended(*map(np.array, whole))
+    said = [head(batch.states[: head.taps], Place(batch.end, batch.pad), batch.shared) for head in heads]
+    read = mx.stack([decoder.norm(of.state).flatten(0, 1)[at] for of in said], axis=1)
+    agrees, divergence, margin = oracle.some(READ, decoder, read, mx.array(features.final(places)))
+    found = {"places": places, "read": read.astype(mx.float16), "agrees": agrees}
+    found |= {"divergence": divergence, "margin": margin}
+    found |= {f"weights.{k}": of.weights.flatten(0, 1)[at] for k, of in enumerate(said)}
+    return {name: np.array(of) for name, of in found.items()}
 
 
 def stacked(
-    folder: Path, decoder: Decoder, found: Mapping[str, Features]
-) -> tuple[list[depth.Head], dict[str, Stacked]]:
+    folder: Path, decoder: Decoder, found: Mapping[str, Features], group: Any = None
+) -> tuple[list[depth.Head], dict[str, Mended]]:
     """The modules of a depth stage, one a tap, and what they make of every position of each role."""
     taps = next(iter(found.values())).taps
     modules = [saved.load(folder / f"module-{tap}", depth.Config, lambda of: depth.Head(of, decoder)) for tap in taps]
-    states = {}
-    for role, features in found.items():
-        documents, shape = parts(features, WIDE), (features.count, len(taps))
-        into = Stacked(np.empty((*shape, decoder.config.hidden_size), np.float16), *(np.empty(shape) for _ in range(3)))
-        for t, module in enumerate(modules):
-            told = mended(module, decoder, features, documents)
-            for name in Stacked._fields:
-                getattr(into, name)[:, t] = getattr(told, name)
-        states[role] = into._replace(agrees=into.agrees.astype(bool))
-    return modules, states
+    return modules, {role: mended(modules, decoder, of, parts(of, WIDE), group) for role, of in found.items()}

@@ -3,9 +3,9 @@
 States are flat here, N D: Gemma 3n's four streams stand side by side.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -16,6 +16,7 @@ from agp.recompute import recompute
 from agp.sites import Visit, plain
 from agp.train import drawn
 from curricula import oracle
+from curricula.exchange import by_hosts
 from curricula.features import Features
 
 TOGETHER = 64  # documents
@@ -45,22 +46,28 @@ class Onward:
         """N K: vectors of the tokens that stand there."""
         return self.model.embed_vectors(mx.array(self.tokens[at])).astype(mx.float32)
 
+    @property
+    def width(self) -> int:
+        return self.states(np.arange(1)).shape[1]
+
     def sizes(self) -> np.ndarray:
         """Roots of the mean squares of states."""
         scale = self.features.whole("scale")[:, self.which].astype(float)
         return np.sqrt(np.square(scale).reshape(len(scale), -1).mean(-1))
 
-    def parts(self, documents: Sequence[int]) -> Iterator[Part]:
+    def batches(self, documents: Sequence[int]) -> list[list[int]]:
         """Alike in how many positions they have, for each row of a batch is as long as the longest."""
         features = self.features
         long = {d: features.of(d, "length") for d in documents}
         order = sorted(documents, key=lambda d: (long[d] - features.of(d, "first"), long[d], d))
-        for at in range(0, len(order), TOGETHER):
-            given = features.together(order[at : at + TOGETHER])
-            inputs = tail(self.model.embed(given.tokens).inputs, given.chosen.shape[1])
-            where = mx.array(np.flatnonzero(given.chosen))
-            stream = Stream(given.states[self.which], inputs, given.end, given.pad, given.shared)
-            yield Part(given.places[given.chosen], where, stream)
+        return [order[at : at + TOGETHER] for at in range(0, len(order), TOGETHER)]
+
+    def part(self, documents: Sequence[int]) -> Part:
+        given = self.features.together(documents)
+        inputs = tail(self.model.embed(given.tokens).inputs, given.chosen.shape[1])
+        where = mx.array(np.flatnonzero(given.chosen))
+        stream = Stream(given.states[self.which], inputs, given.end, given.pad, given.shared)
+        return Part(given.places[given.chosen], where, stream)
 
     def after(self, part: Part, hidden: mx.array, visit: Visit = plain) -> mx.array:
         """N D: the state that the final norm is for, gone on to from `hidden`."""
@@ -68,26 +75,32 @@ class Onward:
         return self.model.together(out.hidden).flatten(0, 1)[part.where]
 
     def read(
-        self, documents: Sequence[int], ways: Sequence[Callable[[mx.array, mx.array], mx.array]]
+        self, documents: Sequence[int], ways: Sequence[Callable[[mx.array, mx.array], mx.array]], group: Any = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of all positions of the documents: which they are, and for each way to change a state (states, told ->
         states) whether the teacher's token is likeliest all the same, and KL(teacher || went on)."""
-        found = []
-        for part in self.parts(documents):
+
+        def work(batch: list[int]) -> dict[str, np.ndarray]:
+            part = self.part(batch)
             states, told = self.states(part.at), self.told(part.at)
             after = mx.stack([self.after(part, put(part, way(states, told))) for way in ways], axis=1)
-            reading, _ = oracle.read(self.model, after, mx.array(self.features.final(part.at)), 1)
-            found.append((part.at, np.array(reading.agrees), np.array(reading.divergence)))
+            final = mx.array(self.features.final(part.at))
+            found = oracle.some(("agrees", "divergence"), self.model, self.model.norm(after), final)
             mx.clear_cache()
-        at, agrees, divergence = (np.concatenate(of) for of in zip(*found, strict=True))
+            return {"at": part.at, "agrees": np.array(found[0]), "divergence": np.array(found[1])}
+
+        found = list(by_hosts(group, self.batches(documents), work, f"going on from block {self.tap}"))
+        at, agrees, divergence = (np.concatenate([of[n] for of in found]) for n in ("at", "agrees", "divergence"))
         return at, agrees, divergence
 
-    def sensitivity(self, documents: Sequence[int], seed: int) -> np.ndarray:
+    def sensitivity(self, documents: Sequence[int], seed: int, share: slice = slice(None)) -> np.ndarray:
         """D D, a sum over positions: the slope of the log of a token's share, by the state over its own size, times
-        itself. The token is drawn by its share, so a small error times this, twice, is twice the KL that it makes."""
-        total = np.zeros(())
+        itself. The token is drawn by its share, so a small error times this, twice, is twice the KL that it makes.
+        Of a `share` of the batches, each holds what it would hold without."""
+        total = np.zeros((self.width, self.width))
         chances = np.random.default_rng(drawn(seed)).random(self.features.count)  # of each position, whoever takes it
-        for part in self.parts(documents):
+        for batch in self.batches(documents)[share]:
+            part = self.part(batch)
             final, states = mx.array(self.features.final(part.at)), self.states(part.at)
             tokens = tokens_drawn(self.model, final, chances[part.at])
             due = slopes(self.model, final, tokens)

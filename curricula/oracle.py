@@ -5,15 +5,17 @@ which going on from the state still gives the teacher's token: noise on the stat
 the last block that makes keys and values no position sees another's state, so all positions are disturbed at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 
+from agp.fused import CPU
 from agp.models.decoder import Decoder, Stream
 from agp.sites import Site, skip
 
-ROOM = 1 << 25  # logits that may be there at once
+MOST = 1 << 25  # logits that may be there at once, where a GPU is to be filled
+ROOM = 1 << 19 if CPU else MOST  # as many as the caches of a CPU hold: twice as fast there
 
 
 class Reading(NamedTuple):
@@ -35,37 +37,61 @@ class Taught(NamedTuple):
 
 def read(model: Decoder, states: mx.array, final: mx.array, keep: int) -> tuple[Reading, Taught]:
     """`states` N T D and `final` N D are those that the final norm is for; few enough at a time for any vocabulary."""
-    few = max(1, ROOM // (model.config.vocab_size * (states.shape[1] + 1)))
     readings, taught = [], []
-    for at in range(0, len(final), few):
-        teacher = shares(model, final[at : at + few])
-        lens = shares(model, states[at : at + few])
-        readings.append(compared(teacher[:, None], lens))
+    for teacher, reading in beside(model, model.norm(states), final):
+        readings.append(reading)
         taught.append(likeliest(teacher, keep))
         mx.eval(readings[-1], taught[-1])
     return joined(Reading, readings), joined(Taught, taught)
 
 
+def some(names: Sequence[str], model: Decoder, normed: mx.array, final: mx.array) -> list[mx.array]:
+    """Of a `Reading` only these; states are as the model's head takes them."""
+    found = []
+    for _, reading in beside(model, normed, final):
+        found.append([getattr(reading, name) for name in names])
+        mx.eval(found[-1])
+    return [mx.concatenate(list(of)) for of in zip(*found, strict=True)]
+
+
+def beside(model: Decoder, normed: mx.array, final: mx.array) -> Iterator[tuple[mx.array, Reading]]:
+    """The teacher's shares and what is read, a few at a time; nothing is computed yet."""
+    few = max(1, ROOM // (model.config.vocab_size * (normed.shape[1] + 1)))
+    for at in range(0, len(final), few):
+        teacher, lens = said(model, model.norm(final[at : at + few])), said(model, normed[at : at + few])
+        yield teacher.logs, compared(Said(*(of[:, None] for of in teacher)), lens)
+
+
+class Said(NamedTuple):
+    """Of all tokens, ... V: each one's share, and its log. One exponential makes both: on a CPU it is what is dear."""
+
+    logs: mx.array
+    shares: mx.array
+
+
+def said(model: Decoder, normed: mx.array) -> Said:
+    logits = model.head(normed).astype(mx.float32)
+    above = logits - mx.stop_gradient(logits.max(-1, keepdims=True))
+    weights = mx.exp(above)
+    total = weights.sum(-1, keepdims=True)
+    return Said(above - mx.log(total), weights / total)
+
+
 def shares(model: Decoder, states: mx.array) -> mx.array:
     """Logs of the shares of all tokens."""
-    return said(model, model.norm(states))
+    return said(model, model.norm(states)).logs
 
 
-def said(model: Decoder, normed: mx.array) -> mx.array:
-    logits = model.head(normed).astype(mx.float32)
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-
-
-def compared(teacher: mx.array, lens: mx.array) -> Reading:
-    best = mx.argmax(lens, axis=-1, keepdims=True)
-    first = mx.take_along_axis(lens, best, axis=-1)
-    second = mx.where(mx.arange(lens.shape[-1]) == best, -mx.inf, lens).max(-1, keepdims=True)
+def compared(teacher: Said, lens: Said) -> Reading:
+    best = mx.argmax(lens.logs, axis=-1, keepdims=True)
+    first = mx.take_along_axis(lens.logs, best, axis=-1)
+    second = mx.where(mx.arange(lens.logs.shape[-1]) == best, -mx.inf, lens.logs).max(-1, keepdims=True)
     return Reading(
-        divergence=(mx.exp(teacher) * (teacher - lens)).sum(-1),
-        agrees=(best == mx.argmax(teacher, axis=-1, keepdims=True))[..., 0],
+        divergence=(teacher.shares * (teacher.logs - lens.logs)).sum(-1),
+        agrees=(best == mx.argmax(teacher.logs, axis=-1, keepdims=True))[..., 0],
         margin=(first - second)[..., 0],
         confidence=mx.exp(first)[..., 0],
-        entropy=-(mx.exp(lens) * lens).sum(-1),
+        entropy=-(lens.shares * lens.logs).sum(-1),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from agp.batch import continued
 from agp.sites import At, Site
 from curricula.clustered import clusters, mean, resampled
+from curricula.exchange import by_hosts
 from curricula.onward import TOGETHER, Onward
 from heads.codec import Codec
 
@@ -39,8 +40,8 @@ class Kept(NamedTuple):
         return more, resampled(lambda w: float((w * kl).sum() / max((w * its_kl).sum(), 1e-30)), self.cluster)
 
 
-def kept(codecs: Mapping[str, Codec], test: Onward, documents: Sequence[int]) -> Kept:
-    at, agrees, divergence = test.read(documents, [partial(through, codec) for codec in codecs.values()])
+def kept(codecs: Mapping[str, Codec], test: Onward, documents: Sequence[int], group: Any = None) -> Kept:
+    at, agrees, divergence = test.read(documents, [partial(through, codec) for codec in codecs.values()], group)
     columns = {name: (agrees[:, i], divergence[:, i]) for i, name in enumerate(codecs)}
     return Kept({name: codec.cost for name, codec in codecs.items()}, columns, clusters(test.features)[at])
 
@@ -50,19 +51,20 @@ def through(codec: Codec, states: mx.array, told: mx.array) -> mx.array:
     return codec.restored(codec.codes(states, told), told)
 
 
-def followed(codec: Codec, test: Onward, documents: Sequence[int], count: int) -> np.ndarray:
+def followed(codec: Codec, test: Onward, documents: Sequence[int], count: int, group: Any = None) -> np.ndarray:
     """Of each document: whether all of so many greedy tokens are the teacher's, when the state at the end of its prompt
     went through bytes."""
-    model, same = test.model, []
-    for at in range(0, len(documents), TOGETHER):
-        asked = [
-            test.features.of(d, "ids")[: test.features.of(d, "first")].tolist() for d in documents[at : at + TOGETHER]
-        ]
+    model = test.model
+
+    def work(some: Sequence[int]) -> dict[str, np.ndarray]:
+        asked = [test.features.of(d, "ids")[: test.features.of(d, "first")].tolist() for d in some]
         plain = continued(model, asked, max_tokens=count)
         last = model.embed_vectors(mx.array([prompt[-1] for prompt in asked])).astype(mx.float32)
         sent = continued(model, asked, max_tokens=count, visit=sending(codec, test.tap, last))
-        same += [a == b for a, b in zip(plain, sent, strict=True)]
-    return np.array(same)
+        return {"same": np.array([a == b for a, b in zip(plain, sent, strict=True)])}
+
+    batches = [documents[at : at + TOGETHER] for at in range(0, len(documents), TOGETHER)]
+    return np.concatenate([of["same"] for of in by_hosts(group, batches, work, "going on greedily")])
 
 
 def sending(codec: Codec, tap: int, told: mx.array) -> At:

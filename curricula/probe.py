@@ -15,8 +15,9 @@ def probe(x: np.ndarray, label: np.ndarray, tune_x: np.ndarray, tune_label: np.n
     def ready(given: np.ndarray) -> np.ndarray:
         return np.concatenate([(given - zero) / size, np.ones((len(given), 1), np.float32)], axis=1)
 
-    x, tuned = ready(x), ready(tune_x)
-    tries = [optimum(x, label, ridge) for ridge in RIDGES]
+    x, tuned, tries = ready(x), ready(tune_x), []
+    for ridge in RIDGES:
+        tries.append(optimum(x, label, ridge, tries[-1] if tries else None))  # begun nearby, it ends at the same
     best = min(tries, key=lambda weights: missed(tuned @ weights, tune_label))
     return lambda given: ready(given) @ best
 
@@ -33,9 +34,11 @@ def crossed(x: np.ndarray, label: np.ndarray, halves: np.ndarray) -> np.ndarray:
     return optimum(ready, label, min(RIDGES, key=across)) / size
 
 
-def optimum(x: np.ndarray, label: np.ndarray, ridge: float) -> np.ndarray:
+def optimum(x: np.ndarray, label: np.ndarray, ridge: float, begun: np.ndarray | None = None) -> np.ndarray:
     """By Newton's steps, each halved until it helps."""
-    weights, held = np.zeros(x.shape[1]), ridge * np.append(np.ones(x.shape[1] - 1), 1e-6)
+    weights = np.zeros(x.shape[1]) if begun is None else begun
+    held = ridge * np.append(np.ones(x.shape[1] - 1), 1e-6)
+    x, rough = np.asarray(x, np.float64), np.asarray(x, np.float32)  # slopes must be exact, a curve need not
 
     def price(w: np.ndarray) -> float:
         return missed(x @ w, label) + 0.5 * (held * w * w).sum()
@@ -44,7 +47,8 @@ def optimum(x: np.ndarray, label: np.ndarray, ridge: float) -> np.ndarray:
     for _ in range(TURNS):
         share = 1 / (1 + np.exp(-(x @ weights)))
         slope = x.T @ (share - label) / len(x) + held * weights
-        curve = (x.T * (share * (1 - share))) @ x / len(x) + np.diag(held + 1e-9)
+        bent = rough * np.sqrt(share * (1 - share)).astype(np.float32)[:, None]
+        curve = (bent.T @ bent).astype(float) / len(x) + np.diag(held + 1e-9)
         step, length = np.linalg.solve(curve, slope), 1.0
         while length > 1e-3 and price(weights - length * step) > cost:
             length /= 2

@@ -8,16 +8,18 @@ import numpy as np
 
 from agp.models.load import Loaded
 from agp.stats import Estimate
-from curricula import concepts, splice
+from curricula import concepts
 from curricula.clustered import clusters, mean
 from curricula.concepts import Areas
 from curricula.features import Features
 from curricula.kernel import Labels
+from curricula.onward import Onward
 from heads import semantic
 from heads.semantic import TYPES, Head
 
 CHUNK = 1024  # positions whose codes are there at once
 DAMPED = 1e-3  # of the probe's mean variance
+Mend = Callable[[mx.array], mx.array]  # states N S -> states N S
 
 
 class Role(NamedTuple):
@@ -178,13 +180,13 @@ def whole_documents(scores: np.ndarray, role: Role) -> Areas:
     return concepts.areas(each, true, known, clusters(role.features)[begins])
 
 
-def spliced(head: Head, role: Role, beside: Line, loaded: Loaded) -> dict[str, Any]:
+def spliced(head: Head, role: Role, beside: Line, loaded: Loaded, group: Any) -> dict[str, Any]:
     """What the blocks above say of states made again, beside other ways to make them."""
     mx.random.seed(0)
     untrained = Head(head.config)  # its atoms are random; concepts are picked as the head picks them
     untrained.mean, untrained.naming = head.mean, head.naming
 
-    def sized(direction: Callable[[mx.array], mx.array]) -> splice.Mend:
+    def sized(direction: Mend) -> Mend:
         """With the true size."""
         return lambda states: direction(states) * mx.exp(semantic.log_size(states))[:, None]
 
@@ -192,27 +194,30 @@ def spliced(head: Head, role: Role, beside: Line, loaded: Loaded) -> dict[str, A
         off = semantic.normalised(states) - beside.mean
         return beside.mean + off @ beside.first.T @ beside.first
 
-    ways: Mapping[str, splice.Mend] = {
+    ways: Mapping[str, Mend] = {
         "state": lambda states: states,
         "latents": lambda states: head.mended(states),
         "random": sized(lambda states: untrained(states)[1]),
         "pca": sized(flat),
         "nothing": sized(lambda states: mx.broadcast_to(beside.mean, states.shape)),
     }
-    cluster = clusters(role.features)
-    said = dict(zip(ways, splice.said(loaded.model, role.features, role.number, list(ways.values())), strict=True))
-    kept = {name: variance(role, ways[name]) for name in ("random", "pca")}
+    above = Onward(loaded.model, role.features, role.features.taps[role.number])
+    at, agrees, divergence = above.read(
+        range(len(role.features.begins)), [lambda states, _, way=way: way(states) for way in ways.values()], group
+    )
+    right = dict(zip(ways, agrees.mean(0).tolist(), strict=True))
+    cluster, latents = clusters(role.features)[at], list(ways).index("latents")
     return {
-        **told("spliced_agreement", mean(said["latents"].agrees, cluster)),
-        **told("loss_added", mean(said["latents"].loss - said["state"].loss, cluster)),
-        "state_agreement": float(said["state"].agrees.mean()),  # of states as they lie on disk: all that can be had
-        **{f"{name}_agreement": float(said[name].agrees.mean()) for name in ("random", "pca", "nothing")},
-        **{f"{name}_variance": value for name, value in kept.items()},
-        "margin_over_random": float(said["latents"].agrees.mean() - said["random"].agrees.mean()),
+        **told("spliced_agreement", mean(agrees[:, latents], cluster)),
+        **told("spliced_kl", mean(divergence[:, latents], cluster)),
+        "state_agreement": right["state"],  # of states as they lie on disk: all that can be had
+        **{f"{name}_agreement": right[name] for name in ("random", "pca", "nothing")},
+        **{f"{name}_variance": variance(role, ways[name]) for name in ("random", "pca")},
+        "margin_over_random": right["latents"] - right["random"],
     }
 
 
-def variance(role: Role, way: splice.Mend) -> float:
+def variance(role: Role, way: Mend) -> float:
     whole = sum(semantic.normalised(role.states(at)).sum(0) for at in role.chunks()) / role.features.count
     sums = np.zeros(2)
     for at in role.chunks():
@@ -222,9 +227,11 @@ def variance(role: Role, way: splice.Mend) -> float:
     return float(1 - sums[0] / sums[1])
 
 
-def measured(head: Head, role: Role, learned: Role, loaded: Loaded) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def measured(
+    head: Head, role: Role, learned: Role, loaded: Loaded, group: Any = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     config = head.config
     beside = line(learned, config.picks * config.each + sum(map(min, config.active, config.types)))
     found = seen(head, role, beside)
     metrics, table = names_told(found, role, head)
-    return metrics | states_kept(found, role) | spliced(head, role, beside, loaded), table
+    return metrics | states_kept(found, role) | spliced(head, role, beside, loaded, group), table

@@ -52,7 +52,7 @@ def tiny() -> Recipe:
             weights={"conversation": 4, "code": 4, "memory": 1, "source": 1, "general": 2},
             length=128,
             rows=16,
-            fit=FitConfig(steps=60, rate=3e-3, warmup=5, evaluate_every=20),
+            fit=FitConfig(steps=60, rate=3e-3, warmup=5, evaluate_every=30),
         ),
         harvest=harvest.Config(taps=(4, 6, 8, 10), windows=(1200, 120, 300, 200)),
         trajectory=trajectory.Config(),

@@ -22,7 +22,7 @@ def concepts(run: Run, key: str) -> Html:
         ("agreement in place of the state", said(metrics["spliced_agreement"]),
          spread(metrics["spliced_agreement_interval"]),
          f"{said(metrics['pca_agreement'])} by PCA, {said(metrics['random_agreement'])} at random"),
-        ("loss added in place of the state", said(metrics["loss_added"]), spread(metrics["loss_added_interval"]), NONE),
+        ("KL in place of the state, nats", said(metrics["spliced_kl"]), spread(metrics["spliced_kl_interval"]), NONE),
         ("active at a position (L0)", said(metrics["l0"]), NONE, NONE),
         ("never active (share)", said(metrics["dead"]), NONE, NONE),
     ]  # fmt: skip

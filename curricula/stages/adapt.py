@@ -19,11 +19,12 @@ from agp.models.load import Loaded
 from agp.stats import bootstrap_mean
 from agp.supervise import prepare
 from curricula.ability import ability
-from curricula.exchange import exchange
+from curricula.exchange import by_hosts, exchange, ranked
 from curricula.stages import domain, rows
 
 PLACES = ("model", "revision", "table", "data")
-MEASURED = 400  # rows of each source
+MEASURED = 200  # rows of each source
+ABLE = "what the model can do"
 
 
 def given(config: domain.Config) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def given(config: domain.Config) -> dict[str, Any]:
 
 def run(config: domain.Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
     """What is measured is `test`: truth that nobody was trained on, and general rows for what must not be lost."""
-    folder, rank, size = needs["rows"], *((group.rank(), group.size()) if group is not None else (0, 1))
+    folder, rank, size = needs["rows"], *ranked(group)
     there = sorted(path.parent for path in folder.glob("*/train.jsonl"))
     config = replace(shared_out(config, size), data={path.name: str(path) for path in there})
     job = domain.prepared(config, size)
@@ -50,13 +51,18 @@ def run(config: domain.Config, needs: Mapping[str, Path], out: Path, group: Any)
     shutil.rmtree(out / domain.PREFIX, ignore_errors=True)
     model, found = job.loaded.model, rows.read(folder, "test")
     detach(model)
-    before = {name: able(job.loaded, of, config.length) for name, of in found.items()}
+
+    def now() -> dict[str, np.ndarray]:
+        each = by_hosts(group, list(found), lambda name: {"able": able(job.loaded, found[name], config.length)}, ABLE)
+        return {name: of["able"] for name, of in zip(found, each, strict=True)}
+
+    before = now()
     after = before
     if report.best_step != 0:  # what was written is measured, on every host, and not what training ended with
         saved = adapter_files.load(out / domain.ADAPTER)
         attach(model, saved.adapter, saved.arrays)
         model.eval()
-        after = {name: able(job.loaded, of, config.length) for name, of in found.items()}
+        after = now()
     return {
         **compared(before, after),
         "weights": job.weights,

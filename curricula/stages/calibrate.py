@@ -21,7 +21,7 @@ from curricula.against import routes
 from curricula.clustered import auroc, clusters, mean
 from curricula.features import Features
 from curricula.labels import Limits, Seen
-from curricula.mending import Stacked, stacked
+from curricula.mending import Mended, stacked
 from curricula.policy import Facing, Price
 from curricula.positions import Met, judged
 from curricula.probe import crossed
@@ -63,7 +63,7 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     head = saved.load(needs["trajectory"], trajectory.Config, trajectory.Head)
     plain = {role: Met(decoder, features, glance, settings.window) for role, features in found.items()}
     early = {role: plain[role].answers(head).leave for role in ROLES[1:]}
-    modules, states = stacked(needs["depth"], decoder, found)
+    modules, states = stacked(needs["depth"], decoder, found, group)
     met = {role: Met(decoder, found[role], glance, settings.window, of.read) for role, of in states.items()}
     truth = {role: true(found[role], limit, of, blocks) for role, of in states.items()}
     met["heads"].scaled(head)
@@ -133,7 +133,7 @@ def decided(
     }
 
 
-def true(features: Features, limit: Limits, mended: Stacked, blocks: int) -> Truth:
+def true(features: Features, limit: Limits, mended: Mended, blocks: int) -> Truth:
     """Labels with the depth module in place."""
     enough = labels.sufficient(judged(features), limit)
     healed = labels.sufficient(Seen(mended.agrees, mended.divergence, mended.margin), limit)
@@ -175,7 +175,7 @@ def spent(
     price: Price,
     decision: Decision,
     chosen: Mapping[str, Mapping[str, Any]],
-    mended: Stacked,
+    mended: Mended,
     cluster: np.ndarray,
 ) -> dict[str, Any]:
     """Multiplications on `test` as a share of full depth, checks counted; and if all were known beforehand."""

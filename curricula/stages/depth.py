@@ -1,6 +1,6 @@
 """The depth stage: at each tap a module that mends what the lens cannot read yet, beside a tuned lens of equal cost."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ from agp.macs import macs
 from agp.models.decoder import Decoder
 from agp.train import FitConfig, real
 from curricula.clustered import clusters, mean
+from curricula.exchange import ranked
 from curricula.features import Features
 from curricula.mending import WIDE, Batches, Mended, loss, mended, parts
 from curricula.teacher import teacher
-from curricula.training import made, train
+from curricula.training import made, shared, train
 from curricula.tuned import Lens
 from heads import depth, saved
 from heads.glimpse import most_used
@@ -31,11 +32,11 @@ class Config:
     width: int = 128  # of its MLP
     blocks: tuple[int, ...] = ()  # whose attention it begins with; none: of each kind the one midway
     documents: int = 8  # a step
-    vocabulary: int = 768  # tokens that a step distinguishes
+    vocabulary: int = 512  # tokens that a step distinguishes
     top: int = 8  # of the teacher's likeliest, at least
     later: float = 0.35  # of the steps, at taps where it begins as what was learned one tap before
     fit: FitConfig = FitConfig(
-        steps=2000, rate=2e-3, warmup=20, floor=0.02, weight_decay=0.05, evaluate_every=500, save_every=500
+        steps=1600, rate=2e-3, warmup=20, floor=0.02, weight_decay=0.05, evaluate_every=400, save_every=400
     )
 
 
@@ -50,18 +51,20 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     ]  # fmt: skip
     mx.random.seed(config.fit.seed)
     modules = [depth.Head(of, decoder) for of in settings]
-    lenses = [Lens(decoder, head.taps, head.macs) for head in modules]
-    said = {}
-    for name, heads in (("module", modules), ("lens", lenses)):
-        for t, head in enumerate(heads):
-            if t:
-                inherit(head, heads[t - 1])
-            learn(config, head, decoder, found, out / f"{name}-{taps[t]}", needs, group)
-            said[name, taps[t]] = mended(head, decoder, found["test"], parts(found["test"], WIDE))
+    lenses = [Lens(decoder, head.taps, modules[0].macs) for head in modules]  # later ones weigh more taps, by a trifle
+    rank, hosts = ranked(group)
+    ways = {"module": modules, "lens": lenses}
+    for number, (name, heads) in enumerate(ways.items()):
+        if number % hosts == rank:  # by one host: steps are so small that to add up slopes would take as long again
+            learn(config, heads, decoder, found, [out / f"{name}-{tap}" for tap in taps], needs, quiet=bool(rank))
+    for number, (name, heads) in enumerate(ways.items()):
+        for tap, head in zip(taps, heads, strict=True):
+            shared(head, out / f"{name}-{tap}", group, number % hosts)
+    told = mended([*modules, *lenses], decoder, found["test"], parts(found["test"], WIDE), group)
     for tap, of, head in zip(taps, settings, modules, strict=True):
         saved.save(out / f"module-{tap}", of, head)
     cheapest = min(macs(decoder).blocks[decoder.config.num_producers :])
-    metrics, plots = measured(found["test"], said)
+    metrics, plots = measured(found["test"], told)
     write_json(out / "plots.json", plots)
     spent = {str(tap): head.macs for tap, head in zip(taps, modules, strict=True)}
     return {"blocks": blocks, "macs": spent, "cost": max(spent.values()) / cheapest} | metrics
@@ -85,19 +88,27 @@ def inherit(head: Any, before: Any) -> None:
 
 
 def learn(
-    config: Config, head: Any, decoder: Decoder, found: Mapping[str, Features], out: Path, needs: Mapping, group: Any
+    config: Config,
+    chain: Sequence[Any],
+    decoder: Decoder,
+    found: Mapping[str, Features],
+    outs: Sequence[Path],
+    needs: Mapping[str, Path],
+    quiet: bool,
 ) -> None:
-    first = head.taps == 1
-    steps = config.fit.steps if first else max(1, round(config.later * config.fit.steps))
-    fit = replace(config.fit, steps=steps, seed=config.fit.seed + 100 * head.taps)
-    heads, tune = found["heads"], found["tune"]
-    used = most_used(heads.whole("taught"), heads.whole("taught_logs"), config.vocabulary)
-    which = {"taps": head.taps, "size": config.documents, "top": config.top, "seed": fit.seed}
-    rank, hosts = (group.rank(), group.size()) if group is not None else (0, 1)
-    batches = Batches(decoder, heads, used, **which, rank=rank, hosts=hosts)
-    missed = partial(loss, decoder=decoder, end=heads.about["end"])
-    judge = partial(held, head, Batches(decoder, tune, used, **which), tune, missed)
-    train(head, missed, batches, fit, out, scores=judge, inputs=made(config, needs), group=group)
+    """One tap after another, each beginning as what was learned before."""
+    given, tune = found["heads"], found["tune"]
+    used = most_used(given.whole("taught"), given.whole("taught_logs"), config.vocabulary)
+    missed = partial(loss, decoder=decoder, end=given.about["end"])
+    for t, (head, out) in enumerate(zip(chain, outs, strict=True)):
+        steps = max(1, round(config.later * config.fit.steps)) if t else config.fit.steps
+        fit = replace(config.fit, steps=steps, seed=config.fit.seed + 100 * head.taps)
+        if t:
+            inherit(head, chain[t - 1])
+        which = {"taps": head.taps, "size": config.documents, "top": config.top, "seed": fit.seed}
+        judge = partial(held, head, Batches(decoder, tune, used, **which), tune, missed)
+        batches = Batches(decoder, given, used, **which)
+        train(head, missed, batches, fit, out, scores=judge, inputs=made(config, needs), group=None, quiet=quiet)
 
 
 def held(head: Any, batches: Batches, tune: Features, missed: Callable) -> dict[str, float]:
@@ -107,20 +118,20 @@ def held(head: Any, batches: Batches, tune: Features, missed: Callable) -> dict[
     return {"loss": sums[0] / sums[1]}
 
 
-def measured(test: Features, said: Mapping[tuple[str, int], Mended]) -> tuple[dict[str, Any], dict[str, Any]]:
+def measured(test: Features, said: Mended) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the modules said, tap by tap, and after them the lenses."""
     cluster, plain = clusters(test), test.whole("agrees")
     metrics: dict[str, Any] = {name: {} for name in ("agreement", "lens", "tuned_lens", "gain", "most", "moves")}
     plots: dict[str, Any] = {"weights": {}}
     for t, tap in enumerate(test.taps):
-        ours, lens = said["module", tap], said["lens", tap]
-        rows = {"agreement": ours.agrees, "lens": plain[:, t], "tuned_lens": lens.agrees}
-        rows["gain"] = ours.agrees.astype(float) - lens.agrees
+        ours, lens, weights = said.agrees[:, t], said.agrees[:, len(test.taps) + t], said.weights[t]
+        rows = {"agreement": ours, "lens": plain[:, t], "tuned_lens": lens, "gain": ours.astype(float) - lens}
         for name, of in rows.items():
             told = mean(of.astype(float), cluster)
             metrics[name][str(tap)] = {"value": told.value, "interval": list(told.interval)}
-        metrics["most"][str(tap)] = float(ours.weights.max(-1).mean())
-        metrics["moves"][str(tap)] = float(ours.weights.std(0).mean())  # from token to token
-        plots["weights"][str(tap)] = by_source(test, ours.weights)
+        metrics["most"][str(tap)] = float(weights.max(-1).mean())
+        metrics["moves"][str(tap)] = float(weights.std(0).mean())  # from token to token
+        plots["weights"][str(tap)] = by_source(test, weights)
     gains = list(metrics["gain"].values())
     return metrics | {"gain_first": gains[0]["value"], "gain_surely": min(of["interval"][0] for of in gains)}, plots
 

@@ -17,6 +17,7 @@ from agp.artifacts import digest, write_json
 from agp.models.load import Loaded
 from agp.train import FitConfig, drawn
 from curricula import concepts, examples, kernel
+from curricula.exchange import ranked
 from curricula.features import Features
 from curricula.kernel import Concept, Labels
 from curricula.projection import Role, measured
@@ -43,7 +44,7 @@ class Config:
     settle: int = 1
     naming: float = 0.1
     rows: int = 256  # positions of a batch
-    fit: FitConfig = FitConfig(steps=150, rate=1e-2, warmup=10, evaluate_every=50)
+    fit: FitConfig = FitConfig(steps=150, rate=1e-2, warmup=10, evaluate_every=75)
     seed: int = 0
 
 
@@ -67,7 +68,7 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     trained(config, head, roles, needs, out, group)
     calibrate(head, roles["tune"])
     saved.save(out, head.config, head)
-    metrics, table = measured(head, roles["test"], roles["heads"], loaded)
+    metrics, table = measured(head, roles["test"], roles["heads"], loaded, group)
     write_json(out / "plots.json", {"concepts": table, "left_out": known.left_out, "separation": known.separation})
     tap = roles["test"].features.taps[roles["test"].number]
     return metrics | {"tap": tap, "left_out": len(known.left_out)}
@@ -146,7 +147,7 @@ def begun(config: Config, role: Role, known: Known) -> Head:
 def trained(
     config: Config, head: Head, roles: Mapping[str, Role], needs: Mapping[str, Path], out: Path, group: Any
 ) -> None:
-    rank, size = (group.rank(), group.size()) if group is not None else (0, 1)
+    rank, size = ranked(group)
     role, tune = roles["heads"], roles["tune"]
     share = role.labels.true.sum(0) / np.maximum(1, role.labels.known.sum(0))
     rare = (1 - share) / np.maximum(share, 1e-9)  # so that both sides of a concept weigh the same

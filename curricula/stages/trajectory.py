@@ -55,7 +55,7 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     saved.save(out / GLIMPSE, looks, glance)
     write_json(out / LIMITS, limit._asdict())
     said = met["test"].answers(head)
-    metrics, plots = against.measured(decoder, found, enough, np.array(truth["test"].route), said)
+    metrics, plots = against.measured(decoder, found, enough, np.array(truth["test"].route), said, group)
     write_json(out / "plots.json", plots)
     return {"limits": limit._asdict(), "glance_macs": glance.macs} | how | metrics
 

@@ -15,10 +15,11 @@ import mlx.core as mx
 import numpy as np
 
 from agp.artifacts import write_json
-from agp.hosts import added
+from agp.hosts import added, totalled
 from agp.train import FitConfig, drawn
 from curricula.begun import CHUNK, Begun
 from curricula.clustered import clusters, mean
+from curricula.exchange import ranked
 from curricula.features import Features
 from curricula.onward import Onward
 from curricula.payloads import followed, kept
@@ -35,14 +36,14 @@ GREEDY = 16  # tokens
 class Config:
     tap: int | None = None  # the block after which states are sent; none: the first tap
     ratios: tuple[int, ...] = (4, 8, 16)  # raw bytes by bytes sent
-    sensed: int = 800  # documents on which the sensitivity is taken
+    sensed: int = 400  # documents on which the sensitivity is taken
     floor: float = 0.1  # what a direction counts that seems to matter to nobody, beside the mean
     ridge: float = 1e-3  # likewise, of directions of a token's vector
     rows: int = 256  # positions a batch
     held: int = 4000  # positions of `tune` that decide which step was best
     measured: int = 2000  # documents of `test` at most
     greedy: int = 256  # of them, continued freely
-    fit: FitConfig = FitConfig(steps=700, rate=1e-3, warmup=20, evaluate_every=350, save_every=350)
+    fit: FitConfig = FitConfig(steps=500, rate=1e-3, warmup=20, evaluate_every=250, save_every=250)
     seed: int = 0
 
 
@@ -59,7 +60,7 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
         f"{ratio}x": trained(config, begun, ratio, given, held, out / f"{ratio}x", needs, group)
         for ratio in config.ratios
     }
-    return measured(config, begun, heads, test, out)
+    return measured(config, begun, heads, test, out, group)
 
 
 def faults(config: Config, features: Features, tap: int) -> list[str]:
@@ -82,16 +83,11 @@ def picked(count: int, some: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, some)).astype(int)
 
 
-def ranked(group: Any) -> tuple[int, int]:
-    return (group.rank(), group.size()) if group is not None else (0, 1)
-
-
 def sensed(config: Config, given: Onward, group: Any) -> np.ndarray:
-    """D D: each host takes its share of the documents."""
+    """D D: each host takes its share of the batches."""
     rank, size = ranked(group)
-    documents = picked(len(given.features.begins), config.sensed)[rank::size]
-    (total,) = added(group, [mx.array(given.sensitivity(documents.tolist(), config.seed).astype(np.float32))])
-    return np.array(total).astype(float)
+    documents = picked(len(given.features.begins), config.sensed)
+    return totalled(group, given.sensitivity(documents.tolist(), config.seed, slice(rank, None, size)))
 
 
 def trained(
@@ -130,7 +126,7 @@ def trained(
 
 
 def measured(
-    config: Config, begun: Begun, heads: Mapping[str, transfer.Head], test: Onward, out: Path
+    config: Config, begun: Begun, heads: Mapping[str, transfer.Head], test: Onward, out: Path, group: Any
 ) -> dict[str, Any]:
     """On `test`, all codecs at once; `plots.json` has bytes against agreement."""
     width = begun.width
@@ -142,7 +138,7 @@ def measured(
         codecs[f"pca_token_{ratio}x"] = begun.head(begun.bytes(ratio), sensed=False)
     codecs |= {f"learned_{name}": head for name, head in heads.items()}
     documents = picked(len(test.features.begins), config.measured)
-    found = kept(codecs, test, documents.tolist())
+    found = kept(codecs, test, documents.tolist(), group)
     table = found.table()
     write_json(out / "plots.json", {"frontier": table})
     metrics: dict[str, Any] = {"tap": test.tap, "positions": len(found.cluster)}
@@ -156,7 +152,7 @@ def measured(
             metrics |= {f"kl_by_{other}_{name}": share.value, f"kl_by_{other}_{name}_interval": list(share.interval)}
     first, some = next(iter(heads)), documents[picked(len(documents), config.greedy)]
     cluster = clusters(test.features)[test.features.begins[some]]
-    free = mean(followed(heads[first], test, some.tolist(), GREEDY), cluster)
+    free = mean(followed(heads[first], test, some.tolist(), GREEDY, group), cluster)
     metrics |= {f"greedy{GREEDY}_agreement_{first}": free.value}
     metrics |= {f"greedy{GREEDY}_agreement_{first}_interval": list(free.interval)}
     return metrics | {"baselines": {name: of for name, of in table.items() if not name.startswith("learned")}}

@@ -51,21 +51,18 @@ def test_a_module_begins_as_the_one_a_tap_before_but_for_what_reads_the_taps():
 
 def test_what_is_measured_is_the_share_of_the_teachers_tokens():
     test, rng = Features(smoke() / "harvest", "test"), np.random.default_rng(0)
-    said, rates = {}, {"module": 0.8, "lens": 0.5}
+    taps = len(test.taps)
+    weights = [rng.dirichlet(np.ones(k % taps + 1), test.count) for k in range(2 * taps)]
+    agrees = rng.random((test.count, 2 * taps)) < np.repeat([0.8, 0.5], taps)
+    metrics, plots = measured(test, Mended(None, agrees, None, None, weights))
     for t, tap in enumerate(test.taps):
-        for name, rate in rates.items():
-            weights = rng.dirichlet(np.ones(t + 1), test.count)
-            said[name, tap] = Mended(None, weights, rng.random(test.count) < rate, None, None)
-    metrics, plots = measured(test, said)
-    for t, tap in enumerate(test.taps):
-        ours, lens = (said[name, tap].agrees for name in rates)
+        ours, lens = agrees[:, t], agrees[:, taps + t]
         of = {name: metrics[name][str(tap)]["value"] for name in ("agreement", "tuned_lens", "lens", "gain")}
         assert of["agreement"] == pytest.approx(ours.mean()) and of["tuned_lens"] == pytest.approx(lens.mean())
         assert of["lens"] == pytest.approx(test.whole("agrees")[:, t].mean())
         assert of["gain"] == pytest.approx(ours.mean() - lens.mean())
-        weights = said["module", tap].weights
-        assert metrics["most"][str(tap)] == pytest.approx(weights.max(1).mean())
-        assert metrics["moves"][str(tap)] == pytest.approx(weights.std(0).mean())
+        assert metrics["most"][str(tap)] == pytest.approx(weights[t].max(1).mean())
+        assert metrics["moves"][str(tap)] == pytest.approx(weights[t].std(0).mean())
     lows = [metrics["gain"][str(tap)]["interval"][0] for tap in test.taps]
     assert metrics["gain_surely"] == min(lows) and metrics["gain_first"] == metrics["gain"]["4"]["value"]
     assert set(plots["weights"]["8"]) == {document["source"] for document in test.documents}

@@ -3,6 +3,7 @@
 Seen to fail where hosts drop another part of a batch than one would, and tell other tokens apart.
 """
 
+import json
 import random
 import shutil
 import time
@@ -20,7 +21,7 @@ from tests.launch import arrays, ended, host_file, metrics, start
 
 STAGES = tuple(stage.name for stage in recipes.stages(recipes.smoke()))
 TAUGHT = ("rows", "domain", "harvest")  # what heads learn from
-COMPARED = ("trajectory", "semantic", "depth", "calibrate")  # not transfer: results/LOG.md says by what it parts
+COMPARED = ("trajectory", "semantic", "depth", "transfer", "calibrate")
 BRIEF = "semantic.fit.steps=4"  # from some ten steps on another latent is picked where two are as good
 SECONDS, TRIALS, ALIKE = 25, 20, 1e-6
 
@@ -189,3 +190,16 @@ def test_a_stage_that_is_whole_on_one_host_alone_is_finished_on_the_other(tmp_pa
         (roots[1] / "harvest" / name).unlink()
     both(tmp_path, *more)
     assert {stage: runner.read(roots[1] / stage) for stage in TAUGHT} == before
+
+
+@pytest.mark.slow
+def test_rows_that_name_no_concepts_go_through_all_stages(tmp_path):
+    """As most people's rows are: all latents are free then, and the report has no concepts to show."""
+    lines = [{"prompt": f"What is {n} and {n % 7}?", "completion": f"It is {n + n % 7}."} for n in range(120)]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    root = tmp_path / "run"
+    finished(start(command(root, "--data", str(tmp_path / "notes"))))
+    metrics = made(root)["semantic"]["metrics"]
+    assert metrics["concepts"] == 0 and 0 < metrics["variance_explained"] < 1 and "auroc" not in metrics
+    assert "<h2" in (root / "report.html").read_text()
