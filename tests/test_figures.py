@@ -103,7 +103,7 @@ def test_a_broken_file_is_named(tmp_path, capsys):
 
 def test_a_prefix_of_no_figure_is_an_error(capsys):
     assert cli.main(["figures", "--only", "zzz"]) == 2
-    assert "no figure begins with 'zzz'; they begin with curriculum, decode, " in capsys.readouterr().err
+    assert "no figure begins with 'zzz'; they begin with calibrate, curriculum, " in capsys.readouterr().err
 
 
 def test_an_empty_folder_has_no_figures_yet(tmp_path):

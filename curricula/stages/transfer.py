@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from agp.artifacts import write_json
-from agp.hosts import added, totalled
+from agp.hosts import totalled
 from agp.train import FitConfig, drawn
 from curricula.begun import CHUNK, Begun
 from curricula.clustered import clusters, mean
@@ -24,7 +24,7 @@ from curricula.features import Features
 from curricula.onward import Onward
 from curricula.payloads import followed, kept
 from curricula.teacher import teacher
-from curricula.training import made, train
+from curricula.training import made, shared, train
 from heads import karhunen, saved, transfer
 from heads.codec import Codec, Integers, Raw
 
@@ -56,10 +56,14 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     given, held, test = (Onward(model, features, tap) for features in (given, held, test))
     metric = sensed(config, given, group)
     begun = Begun(given, karhunen.root(metric, config.floor), config.ridge, group)
-    heads = {
-        f"{ratio}x": trained(config, begun, ratio, given, held, out / f"{ratio}x", needs, group)
-        for ratio in config.ratios
-    }
+    heads = {f"{ratio}x": begun.head(begun.bytes(ratio)) for ratio in config.ratios}
+    rank, hosts = ranked(group)
+    for number, ratio in enumerate(config.ratios):
+        if number % hosts == rank:  # by one host: a value on the edge of two levels must not fall to either side
+            learn(config, heads[f"{ratio}x"], begun, ratio, given, held, out / f"{ratio}x", needs, quiet=bool(rank))
+    for number, (name, head) in enumerate(heads.items()):
+        shared(head, out / name, group, number % hosts)
+        saved.save(out / name, head.config, head)
     return measured(config, begun, heads, test, out, group)
 
 
@@ -90,39 +94,37 @@ def sensed(config: Config, given: Onward, group: Any) -> np.ndarray:
     return totalled(group, given.sensitivity(documents.tolist(), config.seed, slice(rank, None, size)))
 
 
-def trained(
+def learn(
     config: Config,
+    head: transfer.Head,
     begun: Begun,
     ratio: int,
     given: Onward,
     held: Onward,
     out: Path,
     needs: Mapping[str, Path],
-    group: Any,
-) -> transfer.Head:
-    """The best on held-out states, as it was written."""
-    (rank, size), root = ranked(group), mx.array(begun.root.astype(np.float32))
-    head, tuned = begun.head(begun.bytes(ratio)), picked(held.features.count, config.held)[rank::size]
+    quiet: bool,
+) -> None:
+    """To the best on held-out states."""
+    root, tuned = mx.array(begun.root.astype(np.float32)), picked(held.features.count, config.held)
 
     def batch(of: Onward, at: np.ndarray) -> tuple[mx.array, ...]:
         return of.states(at), of.told(at), root
 
     def batches(step: int, micro: int) -> tuple[mx.array, ...]:
         rng = np.random.default_rng(drawn(config.seed, ratio, step, micro))
-        return batch(given, rng.integers(given.features.count, size=config.rows)[rank::size])
+        return batch(given, rng.integers(given.features.count, size=config.rows))
 
     def scores() -> dict[str, float]:
         total = mx.zeros(2)
         for at in range(0, len(tuned), CHUNK):
             total = total + mx.stack(list(transfer.loss(head, *batch(held, tuned[at : at + CHUNK]))))
             mx.eval(total)
-        summed, count = added(group, [total])[0].tolist()
+        summed, count = np.array(total).tolist()
         return {"loss": summed / count}
 
     made_of = made(config, needs) | {"bytes": head.bytes}
-    train(head, transfer.loss, batches, config.fit, out, scores=scores, inputs=made_of, group=group)
-    saved.save(out, head.config, head)
-    return head
+    train(head, transfer.loss, batches, config.fit, out, scores=scores, inputs=made_of, group=None, quiet=quiet)
 
 
 def measured(
