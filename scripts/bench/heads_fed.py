@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
     make: Callable[[], Any]  # a head as it was trained, to be trained further
     loss: Callable
-    given: dict[str, Callable[[Documents], tuple[Any, ...]]]
+    given: dict[str, Callable[[Any], tuple[Any, ...]]]  # of some documents, or of some positions
 
 
 def text(features: Features, which: np.ndarray) -> Documents:
@@ -88,21 +88,26 @@ class Teacher:
         return state[mx.array(np.flatnonzero(given.chosen))].reshape(len(given.at), -1)
 
 
-def trajectory_case(root: Path, loaded: Loaded, features: Features) -> Case:
+def trajectory_parts(root: Path, loaded: Loaded, features: Features) -> tuple[Callable[[], Any], Met, trajectory.Truth]:
+    """How a head is made, what it is shown, and what is true."""
     settings = saved.settings(root / "trajectory" / saved.CONFIG, trajectory.Config)
     make = lambda: thawed(saved.load(root / "trajectory", trajectory.Config, trajectory.Head), ["size", "zero"])
     glance = saved.load(root / "trajectory" / GLIMPSE, glimpse.Config, glimpse.Head)
     met = Met(loaded.model, features, glance, settings.window)
     limit = labels.Limits(**json.loads((root / "trajectory" / LIMITS).read_text()))
     enough = labels.sufficient(judged(features), limit)
-    truth = trajectory_stage.true(features, enough, loaded.model.config.num_layers)
+    return make, met, trajectory_stage.true(features, enough, loaded.model.config.num_layers)
+
+
+def trajectory_case(root: Path, loaded: Loaded, features: Features) -> Case:
+    make, met, truth = trajectory_parts(root, loaded, features)
     again = Teacher(loaded, features, features.taps[-1])
 
     def made(given: Documents) -> tuple[Any, ...]:
         states = [state * mx.array(given.chosen)[(...,) + (None,) * (state.ndim - 2)] for state in again(given)[0]]
         where = mx.array(np.flatnonzero(given.chosen))
         first, count = states[0].flatten(2), given.count
-        back = [mx.pad(first, [(0, 0), (k, 0), (0, 0)])[:, :count] for k in range(1, settings.window)]
+        back = [mx.pad(first, [(0, 0), (k, 0), (0, 0)])[:, :count] for k in range(1, met.window)]
         before = mx.stack(back, axis=2).flatten(0, 1)[where]
         now = mx.stack([state.flatten(0, 1)[where] for state in states], axis=1)
         read = loaded.model.norm(loaded.model.together(now))
