@@ -25,6 +25,7 @@ LETTERS = 3.5  # a token, where no tokenizer is here to count
 TURN = 6  # tokens of a chat template around a turn
 ABOUT = 350  # bytes that about.json says of a document
 LOGITS = 5.5  # arrays of as many logits as may be there at once (measured: 5.2)
+READ = 8  # likewise, where the lens is held beside the teacher (measured: 7.6)
 COPIES = 3  # of a shard: its batches, all of it, and what is written
 
 
@@ -122,7 +123,7 @@ def harvest_cost(config: harvest.Config, model: Decoder, work: Work, held: float
     position, token = position_bytes(config, model, len(taps)), token_bytes(model)
     shard = config.shard * (config.answer * position + (longest + config.answer) * token)
     disk = sum(text_bytes(config, model, len(taps), text, role) for role, text in work.roles.items())
-    logits = LOGITS * 4 * min(oracle.MOST, config.together * config.answer * of.vocab_size * (len(taps) + 1))
+    logits = READ * 4 * min(oracle.MOST, config.together * config.answer * of.vocab_size * (len(taps) + 1))
     documents, positions = (sum(getattr(t, name) for t in work.roles.values()) for name in ("documents", "answers"))
     return Cost(
         memory=held + COPIES * shard + max(*forward, said, logits),

@@ -12,7 +12,7 @@ from agp.macs import macs
 from agp.models.decoder import Decoder
 from agp.peak import STEP, arrays, streams_of
 from curricula import estimate, oracle
-from curricula.estimate import LOGITS, Cost, Work
+from curricula.estimate import READ, Cost, Work
 from curricula.mending import STEP as ROUNDED
 from curricula.mending import WIDE
 from curricula.onward import TOGETHER
@@ -50,7 +50,7 @@ class Given(NamedTuple):
 
     def logits(self, positions: float) -> float:
         """Bytes, where so many positions are read at once."""
-        return LOGITS * 4 * min(oracle.MOST, positions * self.model.config.vocab_size)
+        return READ * 4 * min(oracle.MOST, positions * self.model.config.vocab_size)
 
     def above(self, tap: int) -> int:
         """Multiplications of a position through the blocks above, and the head."""
@@ -166,8 +166,10 @@ def depth_cost(recipe: Recipe, given: Given) -> Cost:
     looked_at = 3 * steps * config.documents * mean + 2 * taps * evaluations(config.fit) * tune
     vocabulary = config.vocabulary * given.dim
     batch = batch_bytes(given, config.documents, long) + 20 * config.documents * long * config.vocabulary
-    wide = batch_bytes(given, WIDE, long) + max(given.logits(2 * WIDE * long), 20 * WIDE * long * config.vocabulary)
-    kept = 2 * taps * test * 4 * given.dim
+    wide = batch_bytes(given, WIDE, long) + max(
+        given.logits((2 * taps + 1) * WIDE * long), 20 * WIDE * long * config.vocabulary
+    )
+    kept = 2 * taps * test * 2 * given.dim
     cheapest = min(macs(given.model).blocks[given.model.config.num_producers :])
     return Cost(
         memory=given.held + 4 * LEARNING * size_ + 4 * vocabulary + kept + max(batch, wide),

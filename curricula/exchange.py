@@ -66,7 +66,7 @@ def every(group: Any, mine: Arrays) -> list[Arrays]:
     """What each host has."""
     rank, size = ranked(group)
     if size == 1:
-        return [mine]
+        return [dict(sorted(mine.items()))]
     data = save({name: np.ascontiguousarray(array) for name, array in mine.items()})
     sizes = np.zeros(size, np.int32)
     sizes[rank] = len(data)
@@ -74,4 +74,5 @@ def every(group: Any, mine: Arrays) -> list[Arrays]:
     words = np.zeros((size, -(-int(sizes.max()) // 4)), np.int32)
     words[rank].view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
     words = np.array(added(group, [mx.array(words)])[0])
-    return [load(row.tobytes()[:length]) for row, length in zip(words, sizes.tolist(), strict=True)]
+    found = [load(row.tobytes()[:length]) for row, length in zip(words, sizes.tolist(), strict=True)]
+    return [dict(sorted(of.items())) for of in found]  # what was read stands in any order, and in another on each host

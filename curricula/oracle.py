@@ -14,7 +14,7 @@ from agp.fused import CPU
 from agp.models.decoder import Decoder, Stream
 from agp.sites import Site, skip
 
-MOST = 1 << 25  # logits that may be there at once, where a GPU is to be filled
+MOST = 1 << 24  # logits that may be there at once, where a GPU is to be filled
 ROOM = 1 << 19 if CPU else MOST  # as many as the caches of a CPU hold: twice as fast there
 
 

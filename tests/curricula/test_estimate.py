@@ -122,7 +122,7 @@ def test_disturbances_and_the_lens_never_make_more_logits_than_there_is_room_for
     how = {"sigma": 0.5, "noises": 1, "omissions": 1, "key": mx.random.key(0)}
     assert measured(lambda: oracle.vitality(model, stream, 8, tokens, **how)) < 1.3 * room
     flat = states.flatten(0, 1)[:1024]
-    assert measured(lambda: oracle.read(model, flat[:, None], flat, 8)) < estimate.LOGITS * room
+    assert measured(lambda: oracle.read(model, flat[:, None], flat, 8)) < estimate.READ * room
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
@@ -179,16 +179,17 @@ def test_the_big_recipes_fit_a_mac_with_16_gb(name):
     assert recipe.semantic.tap in taps
 
 
-# A run of `tiny` on two busy cores: documents and positions by role, and of each stage seconds, peak and bytes on disk.
+# A run of `tiny` on two cores: documents and positions by role; of each stage seconds, the peak where as many logits
+# are there at once as would fill a GPU, and bytes on disk.
 COUNTS = {"heads": (3120, 43_938), "tune": (600, 6611), "calibrate": (1860, 20_040), "test": (1100, 12_020)}
 FOUND = {
-    "trajectory": (107, 90e6, 2.00e6),
-    "semantic": (95, 396e6, 6.12e6),
-    "depth": (430, 84e6, 42.6e6),
-    "transfer": (94, 821e6, 5.35e6),
-    "calibrate": (235, 99e6, 0.52e6),
+    "trajectory": (26, 93e6, 2.00e6),
+    "semantic": (44, 420e6, 6.12e6),
+    "depth": (101, 390e6, 42.6e6),
+    "transfer": (50, 463e6, 5.35e6),
+    "calibrate": (53, 235e6, 0.52e6),
 }
-IN_NUMPY = {"trajectory": 4.5, "depth": 3, "calibrate": 4}  # its arrays are no part of MLX's peak
+IN_NUMPY = {"trajectory": 4.5, "calibrate": 2}  # its arrays are no part of MLX's peak
 
 
 def of_tiny() -> dict[str, estimate.Cost]:
