@@ -26,6 +26,9 @@ prove: $(READY)
 	$(BIN)/agp bench e2b
 	$(BIN)/agp bench train
 	$(BIN)/agp bench memory
+	$(BIN)/agp train
+	$(BIN)/agp bench heads
+	$(BIN)/agp bench curriculum
 	$(BIN)/agp figures --check
 
 lint: $(READY)
