@@ -148,7 +148,7 @@ def gemma4_e2b() -> Recipe:
         depth=depth.Config(
             width=2048, vocabulary=8192, documents=8, fit=replace(recipe.depth.fit, steps=4000, rate=5e-4, warmup=100)
         ),
-        transfer=transfer.Config(sensed=400, measured=400, greedy=128, fit=replace(recipe.transfer.fit, rate=3e-4)),
+        transfer=transfer.Config(sensed=400, measured=400, greedy=128),
         calibrate=calibrate.Config(fit=replace(recipe.calibrate.fit, steps=600, rate=1e-3)),
         gates=recipe.gates
         | {

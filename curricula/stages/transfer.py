@@ -43,7 +43,7 @@ class Config:
     held: int = 4000  # positions of `tune` that decide which step was best
     measured: int = 2000  # documents of `test` at most
     greedy: int = 256  # of them, continued freely
-    fit: FitConfig = FitConfig(steps=500, rate=1e-3, warmup=20, evaluate_every=250, save_every=250)
+    fit: FitConfig = FitConfig(steps=500, rate=3e-4, warmup=20, evaluate_every=250, save_every=250)
     seed: int = 0
 
 
