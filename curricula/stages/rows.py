@@ -106,7 +106,8 @@ def written(row: data.Row) -> dict[str, Any]:
         what: dict[str, Any] = dict(zip(("prompt", "completion"), (m["content"] for m in row.messages), strict=True))
     else:
         what = {"text": row.text} if row.layout == "text" else {"messages": list(row.messages)}
-    return what | {"document": row.document} | ({"concepts": row.concepts} if row.concepts else {})
+    concepts = {name: list(values) for name, values in row.concepts.items()}
+    return what | {"document": row.document} | ({"concepts": concepts} if concepts else {})
 
 
 def understood(config: Config) -> dict[str, dict[str, list[data.Row]]]:

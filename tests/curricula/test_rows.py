@@ -61,3 +61,12 @@ def test_too_few_documents_are_refused_with_what_is_empty(tmp_path):
 def test_settings_that_make_no_sense_are_refused(more, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         divided(folder(tmp_path / "in", train=[chat(0)]), tmp_path / "out", **more)
+
+
+def test_rows_are_understood_without_a_folder_as_they_would_be_read(tmp_path):
+    given = [chat(i, concepts={"topic": f"t{i % 2}", "tags": ["a", "b"]}, notes=["n"]) for i in range(300)]
+    where = folder(tmp_path / "in", train=given)
+    _, read = divided(where, tmp_path / "out")
+    found = rows.understood(rows.Config(data={"mine": str(where)}, general={"test": 1}))
+    for role in rows.ROLES:
+        assert [row._replace(place="") for row in found[role]["mine"]] == [row._replace(place="") for row in read[role]]
