@@ -36,9 +36,11 @@ def run(args, name: str) -> int:
     if wrong := unwritable(root):
         raise ValueError(f"--out {root}: {wrong}")
     if (args.past_gate is None) != (args.why is None):
-        raise ValueError("--past-gate NAME and --why TEXT go together: a gate is passed for a reason, which is kept")
+        raise ValueError("--past-gate STAGE and --why TEXT go together: a gate is passed for a reason, which is kept")
     stages = recipes.stages(recipe)
     runner.check(stages)
+    if wrong := astray(args, [stage.name for stage in stages]):
+        raise ValueError("; ".join(wrong))
     lacking = missing(recipe, args.after or root.parent / recipe.after)
     if args.dry_run:
         return preview(recipe, stages, root, lacking)
@@ -65,9 +67,22 @@ def run(args, name: str) -> int:
                 reported(args)
             raise
     if first:
-        print(f"{name}: all is in {root}")
+        print(f"{name}: all{f' up to {args.until}' if args.until else ''} is in {root}")
         reported(args)
     return 0
+
+
+def astray(args, names: list[str]) -> list[str]:
+    """What is wrong with the stages that were named, before anything is set aside for them."""
+    asked = {"--from": args.again, "--until": args.until, "--past-gate": args.past_gate}
+    wrong = [
+        f"{option} {stage}: there is no such stage; the stages are {', '.join(names)}"
+        for option, stage in asked.items()
+        if stage is not None and stage not in names
+    ]
+    if not wrong and args.again and args.until and names.index(args.again) > names.index(args.until):
+        wrong.append(f"--from {args.again} comes after --until {args.until}: nothing would be made")
+    return wrong
 
 
 def again(args) -> list[str]:

@@ -194,9 +194,14 @@ WRONG = {
     "one adapter after another": (["domain", "--after", "runs/tiny"], "--after is of recipes; leave it out"),
     "two recipes": (["tiny", "smoke"], "tiny smoke: one of"),
     "no such setting": (["smoke", "domain.ranks=3"], "no setting domain.ranks"),
-    "no such stage to end at": (["smoke", "--until", "depht"], "there is no stage depht; the stages are rows, domain"),
-    "no such stage to begin at": (["smoke", "--from", "x"], "there is no stage x"),
-    "a gate without a reason": (["smoke", "--past-gate", "rows"], "--past-gate NAME and --why TEXT go together"),
+    "no such stage to end at": (
+        ["smoke", "--until", "depht"],
+        "--until depht: there is no such stage; the stages are rows, domain",
+    ),
+    "no such stage to begin at": (["smoke", "--from", "x"], "--from x: there is no such stage"),
+    "an end before the beginning": (["smoke", "--from", "depth", "--until", "domain"], "nothing would be made"),
+    "no such gate": (["smoke", "--past-gate", "x", "--why", "so"], "--past-gate x: there is no such stage"),
+    "a gate without a reason": (["smoke", "--past-gate", "rows"], "--past-gate STAGE and --why TEXT go together"),
     "rows made and read": (["smoke", "--data", "x=nowhere"], "nowhere is no folder here"),
     "an end where there is none": (["domain", "--until", "rows"], "--until is of recipes; leave it out"),
 }
