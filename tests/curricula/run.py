@@ -1,5 +1,7 @@
 """A whole run of the smallest recipe, made once for all tests that read from it."""
 
+import atexit
+import shutil
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -11,5 +13,6 @@ from curricula import recipes, runner
 def smoke() -> Path:
     """A folder that tests may read and must not change."""
     root = Path(mkdtemp(prefix="agp-smoke-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     runner.run(recipes.stages(recipes.smoke()), root, say=lambda text: None)
     return root
