@@ -110,9 +110,7 @@ def test_depth_modules_that_learned_a_little_pass(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", ["constant", "of another position"])
 def test_depth_modules_that_are_broken_do_not(broken, tmp_path, monkeypatch):
-    plain = depth.mended
-
-    call = depth.depth.Head.__call__
+    plain, call = depth.mended, depth.depth.Head.__call__
 
     def other(self, *given):
         told = call(self, *given)

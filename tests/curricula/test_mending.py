@@ -61,14 +61,17 @@ def test_states_are_mended_as_those_of_each_document_run_alone(decoder, tune):
         normed = np.array(decoder.norm(told.state))[0]
         np.testing.assert_allclose(weights[at], np.array(told.weights)[0], atol=5e-3)
         assert np.abs(read[at] - normed).max() < 0.02 * np.abs(normed).max()
-        logits = np.array(decoder.head(mx.array(read[at])), np.float64)
+        batch = tune.together([d])  # what was read lies there to 11 bits; what was said of it was not rounded
+        kept = decoder.norm(head(batch.states[:3], Place(batch.end, batch.pad), batch.shared).state)[0]
+        assert np.abs(read[at] - np.array(kept)).max() < 1e-3 * np.abs(read[at]).max()
+        logits = np.array(decoder.head(kept), np.float64)
         final = np.array(decoder.head(decoder.norm(mx.array(tune.final(at)))), np.float64)
         logs, truth = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (logits, final))
         assert np.array_equal(found.agrees[at, 0], logs.argmax(-1) == truth.argmax(-1))
         np.testing.assert_allclose(
             found.divergence[at, 0], (np.exp(truth) * (truth - logs)).sum(-1), rtol=1e-3, atol=1e-3
         )
-        np.testing.assert_allclose(found.margin[at, 0], np.diff(np.sort(logs)[:, -2:])[:, 0], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(found.margin[at, 0], np.diff(np.sort(logs)[:, -2:])[:, 0], rtol=1e-3, atol=1e-4)
 
 
 def test_modules_stand_in_the_order_of_their_taps(decoder, tune):

@@ -108,14 +108,13 @@ def test_two_processes_train_the_heads_that_one_trains(tmp_path):
 
 @pytest.mark.prove
 def test_two_processes_figure(tmp_path):
-    """AdamW gives the smallest slope a whole step, and so a weight whose slope is nothing but rounding moves as far as
-    any other: arrays differ more than all that is measured of them."""
+    """Depth and transfer to the bit; of the others, slopes are added up in another order."""
     found = differences(tmp_path)
     command_ = "pytest -m prove tests/curricula/test_whole_run.py"
     value = {name: max(of.values()) for name, of in found.items()}
     figure = {"value": value, "goal": f"<= {ALIKE:g}", "command": command_}
     write_results("curriculum-hosts", {"curriculum.two_process_difference": figure}, found=found, seeds=[0])
-    assert max(value["metrics"], value["losses"]) <= ALIKE
+    assert max(value.values()) <= ALIKE
 
 
 def differences(folder):
