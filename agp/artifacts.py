@@ -101,9 +101,10 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 def write_safetensors(path: Path | str, arrays: dict[str, mx.array], about: dict[str, str] | None = None) -> None:
+    """The same arrays make the same file, in whatever order they come."""
     with replacing(path) as part:
         try:
-            mx.save_safetensors(str(part), arrays, about or {"format": "mlx"})
+            mx.save_safetensors(str(part), dict(sorted(arrays.items())), about or {"format": "mlx"})
         except RuntimeError as e:
             raise OSError(str(e)) from e  # `replacing` says the rest
 

@@ -82,6 +82,7 @@ class Meeting:
     def __init__(self, hosts: Hosts, wait: float):
         self.hosts, self.ends = hosts, time.monotonic() + wait
         self.wait, self.links, self.over = wait, {}, threading.Event()
+        self.thread: threading.Thread | None = None
 
     def all_said(self, said: Mapping[str, Any]) -> list[dict]:
         """What every host says, in the order of their ranks."""
@@ -109,6 +110,7 @@ class Meeting:
         return self
 
     def __exit__(self, *_) -> None:
+        self.stop()
         for link in self.links.values():
             link.close()
 
@@ -178,7 +180,7 @@ class Meeting:
                     lost = f"nothing was heard of host {rank} for {self.wait:.0f} s"
                     print(f"\nagp: {lost}. {GO_ON}", file=sys.stderr, flush=True)
                     os._exit(LOST)
-            for key, _ in heard.select(timeout=self.wait / 40):
+            for key, _ in heard.select(timeout=0):
                 try:
                     said = links[key.data].recv(4096)
                 except OSError:
@@ -189,10 +191,14 @@ class Meeting:
                 if BYE in said:
                     del links[key.data]
 
+    def stop(self) -> None:
+        self.over.set()
+        if self.thread is not None:
+            self.thread.join()
+
     def leave(self) -> None:
         """Say so, or the others would think this host lost."""
-        self.over.set()
-        self.thread.join()
+        self.stop()
         for link in self.links.values():
             with suppress(OSError):
                 link.send(BYE)

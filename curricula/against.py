@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from agp.models.decoder import Decoder
-from curricula.clustered import auroc_of, clusters, coverage_area_of, mean, resampled
+from curricula.clustered import auroc, auroc_of, clusters, coverage_area_of, mean, resampled
 from curricula.exchange import by_hosts
 from curricula.features import Features
 from curricula.labels import ACCEPT, ROUTES
@@ -17,6 +17,7 @@ from heads.trajectory import Told
 BINS, POINTS = 15, 40
 COST = ((0, 1, 2, 2), (10, 0, 1, 1), (10, 1, 0, 1), (10, 1, 1, 0))  # true route by row: accepting too early is dear
 LENS = ("confidence", "doubt", "margin", "entropy")
+COMPARED = ("auroc", "auroc_gain", "risk_coverage_gain", "best_baseline")
 
 
 def measured(
@@ -32,31 +33,43 @@ def measured(
     cluster = clusters(test)
     chance, sure = accepting(said.route)
     others = simpler(decoder, found, enough, group)
-    metrics: dict[str, Any] = {name: {} for name in ("auroc", "auroc_gain", "risk_coverage_gain", "best_baseline")}
+    metrics: dict[str, Any] = {name: {} for name in (*COMPARED, "one_sided")}
     plots: dict[str, Any] = {"risk_coverage": {}, "auroc": {}, "reliability": {}}
     for t, tap in enumerate(map(str, taps)):
         true = enough["test"][:, t]
-        scores = {"head": sure[:, t]} | {name: of[:, t] for name, of in others.items()}
-        found_auroc = {name: auroc_of(score, true) for name, score in scores.items()}
-        found_area = {name: coverage_area_of(score, ~true) for name, score in scores.items()}
-        ones = np.ones(test.count)
-        worth = {name: of(ones) for name, of in found_auroc.items()}
-        areas = {name: of(ones) for name, of in found_area.items()}
-        best = max(others, key=lambda name: worth[name])
-        least = min(others, key=lambda name: areas[name])
-        metrics["auroc"][tap] = estimate(resampled(found_auroc["head"], cluster))
-        gained = resampled(lambda w, a=found_auroc, b=best: a["head"](w) - a[b](w), cluster)
-        saved = resampled(lambda w, a=found_area, b=least: a[b](w) - a["head"](w), cluster)
-        metrics["auroc_gain"][tap], metrics["risk_coverage_gain"][tap] = estimate(gained), estimate(saved)
-        metrics["best_baseline"][tap] = {"auroc": best, "risk_coverage": least}
-        plots["auroc"][tap] = {name: round(value, 4) for name, value in worth.items()}
-        plots["risk_coverage"][tap] = {name: curve(score, ~true) for name, score in scores.items()}
         plots["reliability"][tap] = reliability(chance[:, t], true)
-    metrics["auroc_worst"] = min(of["value"] for of in metrics["auroc"].values())
-    metrics["auroc_gain_least"] = min(of["value"] for of in metrics["auroc_gain"].values())
-    metrics["auroc_gain_surely"] = min(of["interval"][0] for of in metrics["auroc_gain"].values())
+        if true.all() or not true.any():  # nothing to tell apart
+            metrics["one_sided"][tap] = "all" if true.all() else "none"
+            continue
+        scores = {"head": sure[:, t]} | {name: of[:, t] for name, of in others.items()}
+        for name, of in compared(scores, true, cluster).items():
+            metrics[name][tap] = of
+        plots["auroc"][tap] = {name: round(auroc(score, true), 4) for name, score in scores.items()}
+        plots["risk_coverage"][tap] = {name: curve(score, ~true) for name, score in scores.items()}
+    gained = metrics["auroc_gain"].values()
+    metrics["auroc_worst"] = min((of["value"] for of in metrics["auroc"].values()), default=None)
+    metrics["auroc_gain_least"] = min((of["value"] for of in gained), default=None)
+    metrics["auroc_gain_surely"] = min((of["interval"][0] for of in gained), default=None)
     more, drawn = vitality(found, said, group), routes(said.route.argmax(-1), route, cluster)
     return metrics | more[0] | drawn, plots | more[1]
+
+
+def compared(scores: Mapping[str, np.ndarray], true: np.ndarray, cluster: np.ndarray) -> dict[str, Any]:
+    """The head at one tap with the best of the others there."""
+    found_auroc = {name: auroc_of(score, true) for name, score in scores.items()}
+    found_area = {name: coverage_area_of(score, ~true) for name, score in scores.items()}
+    ones, others = np.ones(len(true)), [name for name in scores if name != "head"]
+    worth = {name: of(ones) for name, of in found_auroc.items()}
+    areas = {name: of(ones) for name, of in found_area.items()}
+    best, least = max(others, key=worth.__getitem__), min(others, key=areas.__getitem__)
+    gained = resampled(lambda w: found_auroc["head"](w) - found_auroc[best](w), cluster)
+    saved = resampled(lambda w: found_area[least](w) - found_area["head"](w), cluster)
+    return {
+        "auroc": estimate(resampled(found_auroc["head"], cluster)),
+        "auroc_gain": estimate(gained),
+        "risk_coverage_gain": estimate(saved),
+        "best_baseline": {"auroc": best, "risk_coverage": least},
+    }
 
 
 def accepting(route: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -108,7 +108,8 @@ def states_kept(found: Seen, role: Role) -> dict[str, Any]:
 
 
 def told(name: str, of: Estimate | None) -> dict[str, Any]:
-    return {} if of is None else {name: of.value, f"{name}_interval": list(of.interval)}
+    value, interval = (None, None) if of is None else (of.value, list(of.interval))
+    return {name: value, f"{name}_interval": interval}
 
 
 def names_told(found: Seen, role: Role, head: Head) -> tuple[dict[str, Any], list[dict[str, Any]]]:

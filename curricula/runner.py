@@ -112,7 +112,8 @@ def finish(stage: Stage, key: dict[str, Any], root: Path, group: Any) -> dict:
     started = time.perf_counter()
     metrics = stage.run(stage.config, {name: root / name for name in stage.needs}, out, group)
     if absent := sorted(stage.gate.keys() - metrics.keys()):
-        raise AssertionError(f"stage {stage.name} measured no {', '.join(absent)}, which its gate asks for")
+        told = f"stage {stage.name} measures no {', '.join(absent)}, which its gate asks for"
+        raise ValueError(f"{told}; it measures {', '.join(sorted(metrics))}")
     note_time(out, time.perf_counter() - started)
     manifest = {**key, "metrics": metrics, "files": files(out), "past_gate": None}
     return write(out, manifest)
@@ -208,16 +209,20 @@ def handed(group: Any, out: Path, key: Mapping[str, Any]) -> dict | None:
     return whole(out, key)
 
 
-def verdicts(manifest: Mapping[str, Any]) -> list[tuple[str, float, str, bool]]:
-    """Of each condition of the gate: metric, value, goal, and whether it is met."""
+def verdicts(manifest: Mapping[str, Any]) -> list[tuple[str, float | None, str, bool]]:
+    """Of each condition of the gate: metric, value (none where nothing could be measured), goal, whether it is met."""
     found = [(name, manifest["metrics"][name], goal) for name, goal in manifest["gate"].items()]
-    return [(name, value, goal, met(value, goal)) for name, value, goal in found]
+    return [(name, value, goal, value is not None and met(value, goal)) for name, value, goal in found]
+
+
+def short(metric: str, value: float | None) -> str:
+    return f"{metric} could not be measured" if value is None else f"{metric} is {value:.4g}"
 
 
 def through(name: str, manifest: dict, out: Path, past: Past | None) -> dict:
     """The manifest, if its gate lets it through or a person does."""
     closed = [
-        f"{metric} is {value:.4g}, and {goal} is needed" for metric, value, goal, open in verdicts(manifest) if not open
+        f"{short(metric, value)}, and {goal} is needed" for metric, value, goal, open in verdicts(manifest) if not open
     ]
     if not closed or manifest["past_gate"] is not None:
         return manifest

@@ -152,7 +152,9 @@ def not_passed(name: str, root: Path) -> list[str]:
         found = runner.state(root / stage.name)
         if found == "whole":  # by the recipe's own gates: those of the run may have been eased
             metrics = runner.read(root / stage.name)["metrics"]
-            short = [name for name, goal in stage.gate.items() if name not in metrics or not met(metrics[name], goal)]
+            short = [
+                name for name, goal in stage.gate.items() if metrics.get(name) is None or not met(metrics[name], goal)
+            ]
             found = "; ".join(f"{name} is {metrics.get(name)}, not {stage.gate[name]}" for name in short) or found
         said += [] if found == "whole" else [f"{stage.name} ({found})"]
     return [f"{root} has not passed all gates of {name}: {', '.join(said)}; {mend}"] if said else []

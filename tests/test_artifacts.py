@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 
+import mlx.core as mx
 import pytest
 
 from agp import artifacts
-from agp.artifacts import digest, stamp, write_bytes, write_json, write_results
+from agp.artifacts import digest, stamp, write_bytes, write_json, write_results, write_safetensors
 
 FIGURE = {"value": 0.21, "interval": [0.2, 0.22], "goal": "<= 0.25", "command": "agp bench train"}
 
@@ -159,3 +160,12 @@ def test_every_wrong_figure_is_named_at_once_and_nothing_is_written(tmp_path):
 def test_a_body_may_not_replace_what_is_filled_in(tmp_path):
     with pytest.raises(ValueError, match="environment"):
         write_results("train", {}, folder=tmp_path, environment={})
+
+
+def test_the_same_arrays_make_the_same_file_in_whatever_order_they_come(tmp_path):
+    """Digests would differ else between a run that went on from a file and one that was never stopped."""
+    names = [f"model.layers.{n}.{part}" for n in range(8) for part in ("lora_a", "lora_b", "m", "v")]
+    arrays = {name: mx.full((n + 1,), n) for n, name in enumerate(names)}
+    for number, order in enumerate((names, names[::-1], sorted(names, key=lambda name: name[::-1]))):
+        write_safetensors(tmp_path / f"{number}.safetensors", {name: arrays[name] for name in order})
+    assert len({digest(tmp_path / f"{number}.safetensors") for number in range(3)}) == 1

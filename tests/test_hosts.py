@@ -244,6 +244,26 @@ def test_a_host_that_falls_silent_is_not_waited_for(tmp_path):
     assert code == LOST and "nothing was heard of host 1 for 5 s. What was saved last is whole" in said
 
 
+WRONG = """
+from agp.hosts import joined, told
+import time
+try:
+    with joined(told(), {}, wait=8) as group:
+        raise ValueError("no such tap")
+except ValueError as e:
+    time.sleep(2)
+    raise SystemExit(str(e))
+"""
+
+
+@pytest.mark.slow
+def test_hosts_that_all_meet_the_same_error_say_that_alone(tmp_path):
+    """Seen to fail: the thread that listens outlived its connections."""
+    file = host_file(tmp_path)
+    for code, said in map(ended, [start(["-c", WRONG], rank, file) for rank in range(2)]):
+        assert (code, said) == (1, "no such tap\n")
+
+
 @pytest.mark.slow
 def test_a_host_that_ends_before_the_ring_is_made_is_not_waited_for(tmp_path):
     file = host_file(tmp_path)

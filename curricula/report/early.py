@@ -85,6 +85,8 @@ def reliability(run: Run, key: str) -> Html:
 
 def coverage(run: Run, key: str) -> Html:
     found, auroc = drawn_by(run, "risk_coverage"), drawn_by(run, "auroc")
+    if not found:
+        return tag("p", "At no block has test both states that are sufficient and others: there is nothing to compare.")
     names = list(next(iter(found.values())))
     looks = dict(zip(names, LOOKS, strict=False))
 

@@ -36,10 +36,13 @@ def gates(manifest: Mapping[str, Any]) -> Iterator[str]:
     for metric, value, goal, open in runner.verdicts(manifest):
         if not open:
             let = f"; somebody let it pass: {past['why']}" if past else "; the run stopped here"
-            yield f"{metric} is {value:.4g}, and {goal} was wanted{let}."
+            yield f"{runner.short(metric, value)}, and {goal} was wanted{let}."
 
 
 def trajectory(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    for tap, which in metrics["one_sided"].items():
+        seen = {"all": "every state of test is", "none": "no state of test is"}[which]
+        yield f"Block {tap}: {seen} sufficient, so that there is nothing to tell apart, and nothing was compared."
     for tap, best in metrics["best_baseline"].items():
         for name, what in (("auroc", "AUROC"), ("risk_coverage", "area under risk and coverage")):
             if behind := worse(metrics[f"{name}_gain"][tap]):

@@ -18,7 +18,7 @@ from agp.macs import macs
 from agp.train import FitConfig
 from curricula import labels, policy, risk
 from curricula.against import routes
-from curricula.clustered import auroc, clusters, mean
+from curricula.clustered import clusters, mean
 from curricula.features import Features
 from curricula.labels import Limits, Seen
 from curricula.mending import Mended, stacked
@@ -88,7 +88,6 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     return how | {
         "exits": [taps[t] for t in plan.taps],
         "looked": float(np.isfinite(decisions["revive"].facing["test"].score[:, list(plan.taps)]).any(1).mean()),
-        "leave_auroc": auroc(said["test"].leave[:, plan.taps[0]], states["test"].agrees[:, plan.taps[0]]),
         "checks": {"hoping": hoping, "looking": looking},
         "decisions": chosen,
         "violations": max(of["violations"] for kind in chosen.values() for of in kind.values()),

@@ -153,9 +153,8 @@ def measured(metrics: Sequence[Mapping[str, Mapping]], minutes: float | None) ->
 def read(metrics: Mapping[str, Any], path: Sequence[str | int]) -> Told | None:
     """A metric as stages write it: a number beside its interval, an estimate, or an estimate a tap."""
     first, *rest = path
-    if first not in metrics:
+    if (of := metrics.get(str(first))) is None:
         return None
-    of = metrics[str(first)]
     for step in rest:
         of = list(of.values())[step] if isinstance(step, int) else of[step]
     if not isinstance(of, Mapping):
@@ -168,7 +167,7 @@ def read(metrics: Mapping[str, Any], path: Sequence[str | int]) -> Told | None:
 def joined(told: Sequence[Told], goal: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """A figure, and its seeds."""
     value, interval, seeds = {}, {}, {}
-    for label in told[0]:
+    for label in (label for label in told[0] if all(label in of for of in told)):
         each = [of[label][0] for of in told]
         value[label] = float(np.mean(each))
         seeds[label] = {"seeds": each, "spread": [min(each), max(each)]}

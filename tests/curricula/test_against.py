@@ -62,6 +62,21 @@ def test_a_head_that_knows_is_clearly_better_and_one_that_repeats_a_baseline_is_
         assert knows["risk_coverage_gain"][tap]["value"] > 0 > draws["risk_coverage_gain"][tap]["interval"][0]
 
 
+def test_where_there_is_nothing_to_tell_apart_nothing_is_compared_and_that_is_said(given):
+    decoder, found, enough = given
+    enough = {role: of.copy() for role, of in enough.items()}
+    enough["test"][:, 0], enough["test"][:, 1] = False, True
+    first, second, *rest = map(str, found["test"].taps)
+    metrics = measured((decoder, found, enough), told(np.zeros(enough["test"].shape)))
+    assert metrics["one_sided"] == {first: "none", second: "all"}
+    for name in against.COMPARED:
+        assert list(metrics[name]) == rest
+    assert metrics["auroc_worst"] == 0.5 and 0 <= metrics["route_accuracy"]["value"] <= 1
+    enough["test"][:] = False
+    metrics = measured((decoder, found, enough), told(np.zeros(enough["test"].shape)))
+    assert metrics["auroc_worst"] is None and metrics["auroc_gain_least"] is None
+
+
 def test_vitality_is_told_better_by_one_that_knows_it_and_worse_by_one_that_does_not(given):
     test = given[1]["test"]
     alive = np.clip(test.whole("vitality"), 0.02, 0.98).astype(float)

@@ -13,6 +13,7 @@ import pytest
 from agp.artifacts import write_json
 from agp.figures import Entry
 from curricula import recipes, runner
+from curricula.against import COMPARED
 from curricula.report import page, plots
 from curricula.report.collect import ABOUT, run_in
 from curricula.report.shortfalls import PUBLIC, shortfalls
@@ -250,6 +251,30 @@ def test_what_falls_short_is_said_with_its_numbers(made):
     )
     found = written([made], []).decode()
     assert f"<li>{behind}</li>" in found and "0 of 1 goals are met" in found and "✗ missed" in found
+
+
+def test_taps_where_nothing_could_be_told_apart_are_named_and_the_rest_is_shown(made):
+    metrics = runner.read(made / "trajectory")["metrics"]
+    plots = json.loads((made / "trajectory/plots.json").read_text())
+    taps = list(metrics["auroc"])
+    for of in (*(metrics[name] for name in COMPARED), plots["auroc"], plots["risk_coverage"]):
+        of.clear()
+    metrics |= {"one_sided": dict.fromkeys(taps, "none"), "auroc_worst": None}
+    (made / "trajectory/plots.json").write_text(json.dumps(plots))
+    kept = runner.files(made / "trajectory")
+    changed(made / "trajectory", metrics=metrics, files=kept, gate={"auroc_worst": ">= 0.9"})
+    short = shortfalls(run_in(made))["trajectory"]
+    assert short[0] == "auroc_worst could not be measured, and >= 0.9 was wanted; the run stopped here."
+    assert f"Block {taps[0]}: no state of test is sufficient, so that there is nothing to tell apart" in short[1]
+    found = written([made], []).decode()
+    assert "there is nothing to compare" in found and "Routes" in found
+
+
+def test_concepts_that_rows_do_not_name_are_left_open(made):
+    metrics = runner.read(made / "semantic")["metrics"]
+    metrics |= {name: None for name in metrics if name.startswith(("auroc", "probe_auroc"))}
+    changed(made / "semantic", metrics=metrics)
+    assert "says nothing of" not in written([made], []).decode()
 
 
 def test_mended_states_codecs_and_promises_that_fall_short_are_said(made):

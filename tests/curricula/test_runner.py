@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from curricula.runner import MANIFEST, GateClosed, Past, Stage, aside, read, run
+from curricula.runner import MANIFEST, GateClosed, Past, Stage, aside, read, run, state
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,15 @@ def test_a_person_may_let_a_gate_pass_and_the_reason_is_kept(tmp_path):
     assert calls(tmp_path, "first") == 1
 
 
-def test_a_gate_on_something_that_was_not_measured_is_our_bug(tmp_path):
-    with pytest.raises(AssertionError, match="measured no truth"):
+def test_a_gate_on_something_that_no_stage_measures_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="first measures no truth, which its gate asks for; it measures rate"):
         run(stages(gate={"truth": ">= 0.5"}), tmp_path, say=quiet)
+
+
+def test_what_could_not_be_measured_closes_a_gate_in_words(tmp_path):
+    with pytest.raises(GateClosed, match=r"rate could not be measured, and >= 0.5 is needed"):
+        run(stages(rate=None, gate={"rate": ">= 0.5"}), tmp_path, say=quiet)
+    assert state(tmp_path / "first") == "its gate is closed"
 
 
 def test_made_again_from_a_stage_on_and_nothing_is_lost(tmp_path):

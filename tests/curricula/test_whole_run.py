@@ -193,12 +193,21 @@ def test_a_stage_that_is_whole_on_one_host_alone_is_finished_on_the_other(tmp_pa
 
 @pytest.mark.slow
 def test_rows_that_name_no_concepts_go_through_all_stages(tmp_path):
-    """As most people's rows are: all latents are free then, and the report has no concepts to show."""
-    lines = [{"prompt": f"What is {n} and {n % 7}?", "completion": f"It is {n + n % 7}."} for n in range(120)]
+    """As most people's rows are: all latents are free then, and the report has no concepts to show. Of text so strange
+    to the model no state is good enough to leave at, and there is nothing to tell apart."""
+    lines = [
+        {
+            "prompt": f"def add{n}(a, b): # order {7 * n % 100} plus {3 * n % 89}",
+            "completion": f"return {n} for order {n}",
+        }
+        for n in range(150)
+    ]
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     root = tmp_path / "run"
     finished(start(command(root, "--data", str(tmp_path / "notes"))))
     metrics = made(root)["semantic"]["metrics"]
-    assert metrics["concepts"] == 0 and 0 < metrics["variance_explained"] < 1 and "auroc" not in metrics
-    assert "<h2" in (root / "report.html").read_text()
+    assert metrics["concepts"] == 0 and 0 < metrics["variance_explained"] < 1 and metrics["auroc"] is None
+    assert "none" in made(root)["trajectory"]["metrics"]["one_sided"].values()
+    page = (root / "report.html").read_text()
+    assert "no state of test is sufficient" in page and "another AGP made it" not in page
