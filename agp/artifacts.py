@@ -92,7 +92,7 @@ def unwritable(out: Path) -> str | None:
         with tempfile.TemporaryDirectory(dir=there, prefix=".agp-"):
             return None
     except OSError as e:
-        return f"{there} cannot be written to: {e.strerror}"
+        return f"nothing can be made in {there}: {e.strerror}"
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -32,7 +33,8 @@ def from_file(config: C, path: Path | str) -> C:
     try:
         given = tomllib.loads(Path(path).read_text())
     except (OSError, ValueError) as e:
-        raise ValueError(f"{path} is no TOML file that can be read: {e}") from e
+        why = e.strerror if isinstance(e, OSError) else e
+        raise ValueError(f"{path} is no TOML file that can be read: {why}") from e
     wrong: list[str] = []
     return sound(changes(config, given, "", wrong), wrong)
 
@@ -43,13 +45,25 @@ def sound(config: C, wrong: list[str]) -> C:
     return config
 
 
+def unknown(config: Any, at: str, name: str) -> str:
+    """`config` has no setting `name`: one below it that is called so is meant, or the nearest."""
+    below = all_names(config)
+    meant = [full for full in below if full.rpartition(".")[2] == name] or get_close_matches(name, below, 1, 0.7)
+    told = f"did you mean {' or '.join(at + full for full in meant)}? " if meant else ""
+    there = ", ".join(field.name for field in fields(config))
+    return f"no setting {at}{name}; {told}{at.rstrip('.') or 'it'} has {there}"
+
+
+def all_names(config: Any, at: str = "") -> list[str]:
+    found = [(f"{at}{field.name}", getattr(config, field.name)) for field in fields(config)]
+    return [name for full, value in found for name in (all_names(value, f"{full}.") if is_dataclass(value) else [full])]
+
+
 def changes(config: Any, given: Mapping[str, Any], at: str, wrong: list[str]) -> Any:
     kinds, new = get_type_hints(type(config)), {}
     for name, value in given.items():
         if name not in kinds:
-            wrong.append(
-                f"no setting {at}{name}; {type(config).__name__} has {', '.join(f.name for f in fields(config))}"
-            )
+            wrong.append(unknown(config, at, name))
             continue
         old = getattr(config, name)
         if is_dataclass(old) and isinstance(value, Mapping):
@@ -59,7 +73,7 @@ def changes(config: Any, given: Mapping[str, Any], at: str, wrong: list[str]) ->
             fresh = understood(kinds[name], value)
             new[name] = {**old, **fresh} if isinstance(old, dict) else fresh
         except (ValueError, TypeError):
-            wrong.append(f"{at}{name} is {shown(value)}; {described(kinds[name])} is needed")
+            wrong.append(f"{at}{name} is {shown(value)}; {described(kinds[name], at + name)} is needed")
     return replace(config, **new)
 
 
@@ -97,10 +111,13 @@ def first_fit(kinds: Iterable[Any], value: Any) -> Any:
     raise ValueError
 
 
-def described(kind: Any) -> str:
+def described(kind: Any, name: str) -> str:
     if get_origin(kind) in (Union, UnionType):
-        return " or ".join(described(k) for k in get_args(kind))
+        return " or ".join(described(k, name) for k in get_args(kind))
     if get_origin(kind) is tuple:
-        return f"a list, each {described(get_args(kind)[0])},"
+        return f"a list, each {described(get_args(kind)[0], name)},"
+    if get_origin(kind) is dict:
+        inner = get_args(kind)[1]
+        return described(inner, f"{name}.NAME") if get_origin(inner) is dict else f"{name}.NAME=value"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
     return names.get(kind, "an object by name")

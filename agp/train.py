@@ -21,6 +21,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map, tree_reduce
 
+from agp.bounds import Count, Positive, Seed, Share, Weight, Whole, outside
 from agp.hosts import GO_ON, HostLost, added
 from agp.losses import Sums
 from agp.states import State, keep_best, keep_rows, trained
@@ -33,30 +34,18 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    steps: int
-    rate: float = 1e-4  # the highest
-    warmup: int = 0  # steps up to it
-    floor: float = 0.1  # the share of it at the end of the cosine
-    accumulate: int = 1  # micro-batches a step
-    clip: float = 1.0  # longest gradient
-    weight_decay: float = 0.0
-    seed: int = 0
-    log_every: int = 10
-    save_every: int = 100
-    evaluate_every: int = 100
-    patience: int | None = None  # evaluations without a better one before it ends
-
-    def faults(self) -> list[str]:
-        values = asdict(self)
-        wrong = [f"{k} is {values[k]!r}; 1 or more is needed" for k in COUNTS if not values[k] >= 1]
-        wrong += [
-            f"{k} is {values[k]!r}; a number above 0 is needed" for k in ("rate", "clip") if not 0 < values[k] < INF
-        ]
-        wrong += [f"{k} is {values[k]!r}; 0 or more is needed" for k in ZEROS if not 0 <= values[k] < INF]
-        wrong += [] if self.floor <= 1 else [f"floor is {self.floor!r}; a share of the rate, 1 at most, is needed"]
-        wrong += [] if self.seed < 2**63 else [f"seed is {self.seed}; it must be below 2**63"]
-        odd = self.patience is not None and self.patience < 1
-        return wrong + ([f"patience is {self.patience}; 1 or more evaluations are needed, or none"] if odd else [])
+    steps: Count
+    rate: Positive = 1e-4  # the highest
+    warmup: Whole = 0  # steps up to it
+    floor: Share = 0.1  # of the rate, at the end of the cosine
+    accumulate: Count = 1  # micro-batches a step
+    clip: Positive = 1.0  # longest gradient
+    weight_decay: Weight = 0.0
+    seed: Seed = 0
+    log_every: Count = 10
+    save_every: Count = 100
+    evaluate_every: Count = 100
+    patience: Count | None = None  # evaluations without a better one before it ends
 
     def decides(self) -> dict[str, Any]:
         """What a resumed run must have had: all but how often it writes."""
@@ -68,11 +57,6 @@ class FitConfig:
             return self.rate * step / self.warmup
         gone = (step - self.warmup - 1) / max(1, self.steps - self.warmup - 1)
         return self.rate * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * gone)) / 2)
-
-
-COUNTS = ("steps", "accumulate", "log_every", "save_every", "evaluate_every")
-ZEROS = ("warmup", "floor", "weight_decay", "seed")
-INF = math.inf
 
 
 class Report(NamedTuple):
@@ -96,7 +80,7 @@ def fit(
     group: Any = None,
 ) -> Report:
     """Train what is unfrozen in `model`; go on from `out` if it holds a state made with this config and inputs."""
-    if wrong := config.faults():
+    if wrong := outside(config):
         raise ValueError("; ".join(wrong))
     run = Run(model, loss, config, Path(out), inputs or {}, group)
     if not run.rank:

@@ -18,6 +18,8 @@ HELD_OUT = {"heads": 55, "tune": 9, "calibrate": 18, "test": 18}
 
 PIECE = 360  # characters of a row of text
 
+SOURCES = ("conversation", "code", "memory", "source")
+
 Rows = dict[str, dict[str, list[dict]]]  # by source and role, as they stand in JSONL
 
 

@@ -1,7 +1,11 @@
 """Recipes: the stages of a run in order, with settings and gates; the big ones differ from `tiny` in these alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from agp.bounds import outside
+from agp.figures import GOAL
+from agp.models.decoder import Decoder
 from agp.train import FitConfig
 from curricula.runner import Stage
 from curricula.stages import adapt, calibrate, depth, domain, harvest, rows, semantic, trajectory, transfer
@@ -38,6 +42,44 @@ def stages(recipe: Recipe) -> list[Stage]:
         stage("transfer", transfer.run, recipe.transfer, "domain", "harvest"),
         stage("calibrate", calibrate.run, recipe.calibrate, "domain", "harvest", "trajectory", "depth"),
     ]
+
+
+def faults(recipe: Recipe) -> list[str]:
+    """What can be known to be wrong before anything starts, each setting by its whole name."""
+    of_rows = rows.faults(recipe.rows)
+    learned = replace(recipe.domain, data=dict.fromkeys(rows.sources(recipe.rows), ""))
+    special = {
+        "rows": of_rows,
+        "domain": [] if of_rows else domain.faults(learned),
+        "harvest": harvest.faults(recipe.harvest),
+        "calibrate": calibrate.faults(recipe.calibrate),
+    }
+    return outside(recipe) + named(special) + gate_faults(recipe)
+
+
+def gate_faults(recipe: Recipe) -> list[str]:
+    names, wrong = [stage.name for stage in stages(recipe)], []
+    for stage, goals in recipe.gates.items():
+        if stage not in names:
+            wrong.append(f"gates.{stage}: there is no such stage; they are {', '.join(names)}")
+        odd = [(metric, goal) for metric, goal in goals.items() if not GOAL.fullmatch(goal)]
+        wrong += [f"gates.{stage}.{metric} is {goal!r}; such as '>= 0.9' is needed" for metric, goal in odd]
+    return wrong
+
+
+def unfit(recipe: Recipe, model: Decoder) -> list[str]:
+    """Settings that this model has no room for."""
+    special = {"domain": adapt.unfit(recipe.domain, model), "depth": depth.faults(recipe.depth, model)}
+    try:
+        taps = harvest.chosen(recipe.harvest, model)
+    except ValueError as e:
+        return named(special | {"harvest": [str(e)]})
+    more = {"semantic": semantic.faults(recipe.semantic, taps), "transfer": transfer.faults(recipe.transfer, taps)}
+    return named(special | more)
+
+
+def named(wrong: Mapping[str, list[str]]) -> list[str]:
+    return [f"{stage}.{fault}" for stage, faults in wrong.items() for fault in faults]
 
 
 def tiny() -> Recipe:

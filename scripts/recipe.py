@@ -12,14 +12,14 @@ from agp.artifacts import RESULTS, alone, unwritable, write_json
 from agp.figures import met
 from agp.hosts import announced, joined, told
 from agp.models.decoder import Decoder
-from agp.models.folder import stated
+from agp.models.folder import find, stated
 from agp.overrides import from_file, override
 from agp.text import open_tokenizer
 from agp.train import METRICS
 from curricula import estimate, estimate_heads, recipes, runner
 from curricula.recipes import Recipe
 from curricula.report.collect import ABOUT, runs_in
-from curricula.stages import harvest, rows
+from curricula.stages import rows
 from scripts import processes
 from scripts.asked import all_named
 from scripts.machine import MAC, Machine, here
@@ -41,7 +41,7 @@ def run(args, name: str) -> int:
     runner.check(stages)
     if wrong := astray(args, [stage.name for stage in stages]):
         raise ValueError("; ".join(wrong))
-    lacking = missing(recipe, args.after or root.parent / recipe.after)
+    lacking = missing(recipe, args.after or root.parent / recipe.after, fetch=not args.dry_run)
     if args.dry_run:
         return preview(recipe, stages, root, lacking)
     if lacking:
@@ -127,19 +127,15 @@ def asked_for(args, name: str) -> Recipe:
     return recipe
 
 
-def missing(recipe: Recipe, before: Path) -> list[str]:
-    """What must be there, or be otherwise, before anything starts."""
-    wrong = [*rows.faults(recipe.rows), *harvest.faults(recipe.harvest)]
+def missing(recipe: Recipe, before: Path, fetch: bool) -> list[str]:
+    """What must be there, or be otherwise, before anything starts. A model that is not here yet may be fetched."""
+    wrong = recipes.faults(recipe) + (not_passed(recipe.after, before) if recipe.after else [])
     try:
-        model = shaped(recipe)
-    except ValueError:
-        model = None  # what is wrong is said in full when it is opened
-    try:
-        if model is not None:
-            harvest.chosen(recipe.harvest, model)
+        if fetch and not wrong:
+            find(recipe.domain.model, recipe.domain.revision)
+        return list(dict.fromkeys(wrong + recipes.unfit(recipe, shaped(recipe))))
     except ValueError as e:
-        wrong.append(str(e))
-    return wrong + (not_passed(recipe.after, before) if recipe.after else [])
+        return wrong or ([f"domain.model: {e}"] if fetch else [])
 
 
 def not_passed(name: str, root: Path) -> list[str]:

@@ -34,8 +34,10 @@ def test_a_file_holds_the_same(tmp_path):
 
 
 WRONG = {
-    "nosuch=1": "no setting nosuch; Settings has name, last, packed, data, fit",
-    "fit.stepz=1": "no setting fit.stepz; Inner has steps, rate",
+    "nosuch=1": "no setting nosuch; it has name, last, packed, data, fit",
+    "fit.stepz=1": "no setting fit.stepz; did you mean fit.steps? fit has steps, rate",
+    "rate=1": "no setting rate; did you mean fit.rate? it has name, last, packed, data, fit",
+    "data=x": "data is 'x'; data.NAME=value is needed",
     "last=1.5": "last is '1.5'; a whole number or none is needed",
     "packed=maybe": "packed is 'maybe'; true or false is needed",
     "fit=3": "fit is '3'; an object by name is needed",

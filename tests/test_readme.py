@@ -47,7 +47,7 @@ def test_commands_do_what_the_page_says(words, tmp_path, monkeypatch, capsys):
         assert "What they take, estimated for" in said
         lacking = said.partition("It would not start:")[2].strip().splitlines()
         expected = ["- a run of gemma4_e2b"] if "gemma4_e4b" in words else []
-        expected += ["- data is missing"] if not {"--data", "tiny"} & set(words) else []
+        expected += ["- rows.data is missing"] if not {"--data", "tiny"} & set(words) else []
         assert len(lacking) == len(expected) and all(map(str.startswith, lacking, expected))
 
 

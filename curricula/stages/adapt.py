@@ -11,9 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from agp import adapter_files
-from agp.adapters import attach, detach
+from agp.adapters import attach, detach, faults
 from agp.data import Row
 from agp.fingerprint import glance
+from agp.models.decoder import Decoder
 from agp.models.folder import find
 from agp.models.load import Loaded
 from agp.stats import bootstrap_mean
@@ -29,6 +30,13 @@ ABLE = "what the model can do"
 
 def given(config: domain.Config) -> dict[str, Any]:
     return {"checkpoint": glance(find(config.model, config.revision))}
+
+
+def unfit(config: domain.Config, model: Decoder) -> list[str]:
+    try:
+        return faults(model, domain.designed(config, model))
+    except ValueError as e:
+        return [str(e)]
 
 
 def run(config: domain.Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from agp.artifacts import write_json
+from agp.bounds import Chance, Count
 from agp.macs import macs
 from agp.train import FitConfig
 from curricula import labels, policy, risk
@@ -36,11 +37,11 @@ THRESHOLDS = "thresholds.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    risks: tuple[float, ...] = (0.01, 0.02, 0.05)
-    delta: float = 0.1  # the chance with which a promise may fail
-    grid: int = 80  # thresholds tried
-    resplits: int = 200
-    batch: int = 512
+    risks: tuple[Chance, ...] = (0.01, 0.02, 0.05)
+    delta: Chance = 0.1  # the chance with which a promise may fail
+    grid: Count = 80  # thresholds tried
+    resplits: Count = 200
+    batch: Count = 512
     fit: FitConfig = FitConfig(
         steps=300, rate=2e-3, warmup=20, floor=0.02, weight_decay=0.05, evaluate_every=100, save_every=300
     )
@@ -51,6 +52,10 @@ class Decision(NamedTuple):
 
     taps: tuple[int, ...]
     facing: dict[str, Facing]
+
+
+def faults(config: Config) -> list[str]:
+    return [] if config.risks else ["risks are none; one or more shares between 0 and 1 are needed"]
 
 
 def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from agp.artifacts import write_json
+from agp.bounds import Count, Share, Whole
 from agp.macs import macs
 from agp.models.decoder import Decoder
 from agp.train import FitConfig, real
@@ -29,12 +30,12 @@ OWN = ("asked", "bias", "scale")  # what reads the taps: there is more of it at 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    width: int = 128  # of its MLP
-    blocks: tuple[int, ...] = ()  # whose attention it begins with; none: of each kind the one midway
-    documents: int = 8  # a step
-    vocabulary: int = 512  # tokens that a step distinguishes
-    top: int = 8  # of the teacher's likeliest, at least
-    later: float = 0.35  # of the steps, at taps where it begins as what was learned one tap before
+    width: Count = 128  # of its MLP
+    blocks: tuple[Whole, ...] = ()  # whose attention it begins with; none: of each kind the one midway
+    documents: Count = 8  # a step
+    vocabulary: Count = 512  # tokens that a step distinguishes
+    top: Count = 8  # of the teacher's likeliest, at least
+    later: Share = 0.35  # of the steps, at taps where it begins as what was learned one tap before
     fit: FitConfig = FitConfig(
         steps=1600, rate=2e-3, warmup=20, floor=0.02, weight_decay=0.05, evaluate_every=400, save_every=400
     )
@@ -68,6 +69,13 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     write_json(out / "plots.json", plots)
     spent = {str(tap): head.macs for tap, head in zip(taps, modules, strict=True)}
     return {"blocks": blocks, "macs": spent, "cost": max(spent.values()) / cheapest} | metrics
+
+
+def faults(config: Config, model: Decoder) -> list[str]:
+    first, count = model.config.num_producers, model.config.num_layers
+    if all(first <= block < count for block in config.blocks):
+        return []
+    return [f"blocks are {config.blocks}; those that borrow their keys and values, {first} to {count - 1}, can be used"]
 
 
 def midway(decoder: Decoder) -> tuple[int, ...]:

@@ -1,29 +1,31 @@
 """The domain stage: a LoRA or DoRA adapter that makes the base speak the user's distribution."""
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import mlx.core as mx
 
 import agp
 from agp import adapter_files, data
-from agp.adapters import adapted, attach, current
+from agp.adapters import Adapter, adapted, attach, current
+from agp.bounds import Count, Part, Positive, one_of, outside
 from agp.features import Prefix, lowest
 from agp.fingerprint import fingerprint
 from agp.hosts import added
 from agp.language import Given, held_out, look_up, loss
 from agp.losses import Sums
-from agp.models.load import Loaded
+from agp.models.decoder import Decoder
+from agp.models.load import DTYPES, TABLES, Loaded
 from agp.models.tensors import some
 from agp.packing import Mixture, Row, Stream, assemble, drawn
+from agp.quant import BITS
 from agp.states import STATE, made_with, read_best
 from agp.supervise import Example, prepare
-from agp.targets import SETS, design
+from agp.targets import SCALES, SETS, design
 from agp.train import FitConfig, Report, fit
 
 ADAPTER, PREFIX = "adapter", "prefix"
@@ -36,23 +38,23 @@ class Config:
 
     model: str = ""
     revision: str | None = None
-    dtype: str | None = None
-    quantize: int | None = None
-    table: str | None = None
+    dtype: Annotated[str, one_of(DTYPES)] | None = None
+    quantize: Annotated[int, one_of(BITS)] | None = None
+    table: Annotated[str, one_of(TABLES)] | None = None
     data: dict[str, str] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, Positive] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)  # how data sets of the Hub call `text`, `prompt` and so on
     targets: str = "all"
-    last: int | None = None  # adapt only so many of the last blocks
-    rank: int = 8
-    alpha: float = 16.0
-    kind: str = "lora"
-    dropout: float = 0.0
-    length: int = 1024  # tokens a row
-    rows: int = 4  # a micro-batch, on each host
+    last: Count | None = None  # adapt only so many of the last blocks
+    rank: Count = 8
+    alpha: Positive = 16.0
+    kind: Annotated[str, one_of(SCALES)] = "lora"
+    dropout: Part = 0.0
+    length: Count = 1024  # tokens a row
+    rows: Count = 4  # a micro-batch, on each host
     packed: bool = True
     cut: bool = True  # rows that are too long lose their end; otherwise they are left out
-    held_rows: int = 64  # of each source, measured at every evaluation
+    held_rows: Count = 64  # of each source, measured at every evaluation
     prefix: bool = True  # states of the frozen blocks are kept on disk, where rows are drawn more than once
     fit: FitConfig = FitConfig(steps=200, rate=2e-4, warmup=10)
 
@@ -71,7 +73,7 @@ class Job(NamedTuple):
 
 def prepared(config: Config, size: int = 1) -> Job:
     """Data first, for it fails soonest; then the model, with a fresh adapter on it."""
-    if wrong := faults(config):
+    if wrong := faults(config) + outside(config):
         raise ValueError("; ".join(wrong))
     sources = {name: data.read(where, name, config.columns) for name, where in config.data.items()}
     if leaks := data.leaks(sources.values()):
@@ -95,8 +97,7 @@ def prepared(config: Config, size: int = 1) -> Job:
     }
     weights = fingerprint(loaded.model)
     mx.random.seed(config.fit.seed)
-    targets: dict[str, Any] = {"last": config.last, "rank": config.rank, "alpha": config.alpha, "kind": config.kind}
-    attach(loaded.model, design(loaded.model, config.targets, dropout=config.dropout, **targets))
+    attach(loaded.model, designed(config, loaded.model))
     small = sum(part.rank < config.rank for part in adapted(loaded.model).values())
     if small and config.targets in SETS:
         notes.append(f"rank {config.rank} is more than {small} linears can have; theirs is the most they can")
@@ -106,6 +107,11 @@ def prepared(config: Config, size: int = 1) -> Job:
     streams = {name: Stream(found, limit, config.packed, together, seed) for name, found in train.items()}
     shares = {name: config.weights.get(name, 1.0) for name in train}
     return Job(loaded, weights, sources, train, held, Mixture(streams, shares, together, seed), notes)
+
+
+def designed(config: Config, model: Decoder) -> Adapter:
+    given: dict[str, Any] = {name: getattr(config, name) for name in ("last", "rank", "alpha", "kind", "dropout")}
+    return design(model, config.targets, **given)
 
 
 def dtype_of(config: Config) -> str | None:
@@ -131,16 +137,7 @@ def faults(config: Config) -> list[str]:
         wrong.append("columns are of data sets of the Hub, and all sources are folders here; leave them out")
     if empty := [name for name, theirs in config.columns.items() if not theirs]:
         wrong.append(f"columns.{empty[0]} is empty; the name of a column is needed")
-    if bad := [name for name, w in config.weights.items() if not 0 < w < math.inf]:
-        wrong.append(f"the weights of {', '.join(bad)} must be numbers above 0")
-    if not 0 < config.alpha < math.inf:
-        wrong.append(f"alpha is {config.alpha}; a number above 0 is needed")
-    if not 0 <= config.dropout < 1:
-        wrong.append(f"dropout is {config.dropout}; a share from 0 to below 1 is needed")
-    for name in ("length", "rows", "held_rows", "rank"):
-        if getattr(config, name) < 1:
-            wrong.append(f"{name} is {getattr(config, name)}; 1 or more is needed")
-    return wrong + config.fit.faults()
+    return wrong
 
 
 def holds(config: Config, job: Job, size: int = 1) -> dict[str, Any]:

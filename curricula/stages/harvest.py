@@ -18,6 +18,7 @@ from tqdm import tqdm
 from agp.adapters import adapted, attach, detach
 from agp.artifacts import write_json
 from agp.batch import padded
+from agp.bounds import Count, Positive, Seed, Whole
 from agp.fuse import fuse
 from agp.models.decoder import Decoder
 from agp.models.load import Loaded
@@ -34,28 +35,24 @@ ROLES = ("heads", "tune", "calibrate", "test")
 @dataclass(frozen=True, kw_only=True)
 class Config:
     taps: tuple[int, ...] = ()  # blocks after which states are kept; none: the last producer and three above it
-    longest: int = 512  # tokens of a prompt
-    window: int = 24  # tokens of a window of plain text
-    windows: tuple[int, ...] = (400, 60, 200, 200)  # of each source of plain text, for each role
-    turns: tuple[
-        int, ...
-    ] = ()  # likewise of each source of conversations, of which the last turn is answered; none: all
-    answer: int = 24  # tokens that the teacher says at most
-    temperature: float = 1.0  # at which it goes on with plain text; what it answers is its likeliest
-    shard: int = 128  # documents
-    together: int = 32  # of them at once, once it is known how much is said to each
-    keep: int = 64  # of the teacher's likeliest tokens
-    sigma: float = 0.6  # noise beside a state
-    noises: int = 2
-    omissions: int = 2
-    vital: int = 3  # of what heads learn from, one shard in so many is disturbed
-    compared: int = 64  # documents on which the base's states are held beside the teacher's
-    seed: int = 0
+    longest: Count = 512  # tokens of a prompt
+    window: Count = 24  # tokens of a window of plain text
+    windows: tuple[Whole, ...] = (400, 60, 200, 200)  # of each source of plain text, for each role
+    turns: tuple[Whole, ...] = ()  # likewise of each source of conversations, whose last turn is answered; none: all
+    answer: Count = 24  # tokens that the teacher says at most
+    temperature: Positive = 1.0  # at which it goes on with plain text; what it answers is its likeliest
+    shard: Count = 128  # documents
+    together: Count = 32  # of them at once, once it is known how much is said to each
+    keep: Count = 64  # of the teacher's likeliest tokens
+    sigma: Positive = 0.6  # noise beside a state
+    noises: Whole = 2
+    omissions: Whole = 2
+    vital: Count = 3  # of what heads learn from, one shard in so many is disturbed
+    compared: Count = 64  # documents on which the base's states are held beside the teacher's
+    seed: Seed = 0
 
 
 def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
-    if wrong := faults(config):
-        raise ValueError("; ".join(wrong))
     loaded = teacher(needs["domain"])
     assert loaded.tokenizer is not None
     taps, found = chosen(config, loaded.model), {}
@@ -81,30 +78,15 @@ def cuts(config: Config, role: str) -> dict[str, Any]:
 
 
 def faults(config: Config) -> list[str]:
-    at_least = {
-        "longest": 1,
-        "window": 1,
-        "answer": 1,
-        "shard": 1,
-        "keep": 1,
-        "vital": 1,
-        "noises": 0,
-        "omissions": 0,
-        "compared": 1,
-    }
-    wrong = [
-        f"{n} is {getattr(config, n)}; {m} or more is needed" for n, m in at_least.items() if getattr(config, n) < m
-    ]
+    wrong = []
     if config.noises + config.omissions < 1:
         wrong.append("noises and omissions are both 0: vitality needs some disturbance")
-    if len(config.windows) != len(ROLES) or min(config.windows) < 0:
+    if len(config.windows) != len(ROLES):
         wrong.append(f"windows are {config.windows}; a number for each of {', '.join(ROLES)} is needed")
-    if config.turns and (len(config.turns) != len(ROLES) or min(config.turns) < 0):
+    if len(config.turns) not in (0, len(ROLES)):
         wrong.append(f"turns are {config.turns}; a number for each of {', '.join(ROLES)}, or none, is needed")
     if config.window >= config.longest:
         wrong.append(f"window is {config.window}; less than longest, {config.longest}, is needed")
-    if not config.sigma > 0:
-        wrong.append(f"sigma is {config.sigma}; a number above 0 is needed")
     return wrong
 
 

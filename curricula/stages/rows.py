@@ -14,8 +14,9 @@ from typing import Any
 
 from agp import data
 from agp.artifacts import write_bytes
+from agp.bounds import Count, Whole
 from agp.models.tensors import some
-from curricula.made import general, shifted
+from curricula.made import SOURCES, general, shifted
 
 ROLES = ("train", "valid", "heads", "tune", "calibrate", "test")
 SHARES = {"train": 35, "valid": 5, "heads": 25, "tune": 5, "calibrate": 15, "test": 15}  # percent of the documents
@@ -26,10 +27,10 @@ GENERAL = "general"  # a source that nobody adapts to
 class Config:
     data: dict[str, str] = field(default_factory=dict)  # folders or data sets of the Hub, by name; none: rows are made
     columns: dict[str, str] = field(default_factory=dict)
-    shares: dict[str, int] = field(default_factory=lambda: dict(SHARES))  # of your documents, where no file says it
-    made: dict[str, int] = field(default_factory=dict)  # rows of each family for each role
-    pieces: int | None = None  # of made text for each role at most
-    general: dict[str, int] = field(default_factory=lambda: {"test": 20})  # likewise, of what it could do before
+    shares: dict[str, Whole] = field(default_factory=lambda: dict(SHARES))  # of your documents, where no file says it
+    made: dict[str, Whole] = field(default_factory=dict)  # rows of each family for each role
+    pieces: Count | None = None  # of made text for each role at most
+    general: dict[str, Whole] = field(default_factory=lambda: {"test": 20})  # likewise, of what it could do before
 
 
 def given(config: Config) -> dict[str, Any]:
@@ -38,8 +39,6 @@ def given(config: Config) -> dict[str, Any]:
 
 
 def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
-    if wrong := faults(config):
-        raise ValueError("; ".join(wrong))
     for source, roles in (found := divided(config)).items():
         for role, rows in roles.items():
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -65,13 +64,17 @@ def faults(config: Config) -> list[str]:
         given = getattr(config, name)
         if strange := sorted(given.keys() - set(ROLES)):
             wrong.append(f"{name} names {', '.join(strange)}; the roles are {', '.join(ROLES)}")
-        if bad := [role for role, count in given.items() if count < 0]:
-            wrong.append(f"{name} of {', '.join(bad)} is below 0")
     if GENERAL in config.data:
-        wrong.append(f"a source cannot be called {GENERAL}: that one is made")
+        wrong.append(f"data names a source {GENERAL}, and that one is made: give yours another name")
     if sum(config.shares.values()) != 100:
-        wrong.append(f"shares add up to {sum(config.shares.values())}; percents that make 100 are needed")
+        told = ", ".join(f"{role} {share}" for role, share in config.shares.items())
+        wrong.append(f"shares add up to {sum(config.shares.values())} ({told}); percents that make 100 are needed")
     return wrong
+
+
+def sources(config: Config) -> list[str]:
+    """Of what the adapter learns from."""
+    return [*(config.data or SOURCES), *([GENERAL] if config.general.get("train") else [])]
 
 
 def carved(source: data.Source, shares: Mapping[str, int]) -> dict[str, list[dict]]:

@@ -5,7 +5,7 @@ with thresholds, as it will be used. Beside it stand a dense probe, the same pur
 likeliest 32 directions, and no state at all; to these the true size of the state is given, which the head must tell.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from agp.artifacts import digest, write_json
+from agp.bounds import Count, Seed, Weight, Whole
 from agp.models.load import Loaded
 from agp.train import FitConfig, drawn
 from curricula import concepts, examples, kernel
@@ -34,18 +35,18 @@ SPARE = 0.96  # of the latents that may be active: other text has some more
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    tap: int | None = None  # the block after which states are read; none: the first tap
+    tap: Whole | None = None  # the block after which states are read; none: the first tap
     kernel: str = ""  # a file that names concepts; none: those that rows name
-    least: int = 10  # documents of `heads` in which a concept holds: of fewer nothing is learned
-    width: int = 1152  # free latents
-    active: tuple[int, ...] = (1, 2, 1)  # concepts of each type
-    picks: int = 7
-    each: int = 4  # free latents at each pick
-    settle: int = 1
-    naming: float = 0.1
-    rows: int = 256  # positions of a batch
+    least: Count = 10  # documents of `heads` in which a concept holds: of fewer nothing is learned
+    width: Count = 1152  # free latents
+    active: tuple[Whole, ...] = (1, 2, 1)  # concepts of each type
+    picks: Count = 7
+    each: Count = 4  # free latents at each pick
+    settle: Whole = 1
+    naming: Weight = 0.1
+    rows: Count = 256  # positions of a batch
     fit: FitConfig = FitConfig(steps=150, rate=1e-2, warmup=10, evaluate_every=75)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Known(NamedTuple):
@@ -58,6 +59,20 @@ class Known(NamedTuple):
 
 def given(config: Config) -> dict[str, Any]:
     return {"kernel": digest(config.kernel)} if config.kernel else {}
+
+
+def faults(config: Config, taps: Sequence[int]) -> list[str]:
+    wrong = []
+    if config.tap not in (None, *taps):
+        wrong.append(f"tap is {config.tap}; states are kept after blocks {', '.join(map(str, taps))}")
+    if len(config.active) != len(TYPES):
+        wrong.append(f"active is {config.active}; a number for each of {', '.join(TYPES)} is needed")
+    if config.kernel:
+        try:
+            kernel.read(Path(config.kernel).expanduser())
+        except ValueError as e:
+            wrong.append(f"kernel: {e}")
+    return wrong
 
 
 def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
@@ -79,8 +94,6 @@ def read(config: Config, harvest: Path, loaded: Loaded, asked: list[Concept] | N
     assert loaded.tokenizer is not None
     features = {role: Features(harvest, role) for role in ROLES}
     tap = features["heads"].taps[0] if config.tap is None else config.tap
-    if tap not in features["heads"].taps:
-        raise ValueError(f"tap is {tap}; states were kept after blocks {', '.join(map(str, features['heads'].taps))}")
     named = kernel.from_rows(features["heads"].documents) if asked is None else asked
     shown = [concept for concept in named if concept.source == "examples"]
     found = [examples.direction(concept, examples.states(loaded, tap)) for concept in shown]
@@ -90,7 +103,7 @@ def read(config: Config, harvest: Path, loaded: Loaded, asked: list[Concept] | N
         like = {concept.name: row for concept, row in zip(shown, alike, strict=True)}
         labels[role] = kernel.labels(named, of, loaded.tokenizer, like)
     counts = [documents(features["heads"], labels["heads"], number) for number in range(len(named))]
-    if asked is not None and (wrong := faults(named, counts)):
+    if asked is not None and (wrong := unheard(named, counts)):
         raise ValueError(f"{config.kernel}:\n" + "\n".join(wrong))
     kept = [n for n, (true, false) in enumerate(counts) if min(true, false) >= config.least]
     roles = {
@@ -112,7 +125,7 @@ def documents(features: Features, labels: Labels, number: int) -> tuple[int, int
     return true, false
 
 
-def faults(named: list[Concept], counts: list[tuple[int, int]]) -> list[str]:
+def unheard(named: list[Concept], counts: list[tuple[int, int]]) -> list[str]:
     said = {True: "labels nothing", False: "labels everything"}
     return [f"{c.name}: {said[not true]} in the documents" for c, (true, false) in zip(named, counts, strict=True)
             if not true or not false]  # fmt: skip

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from agp.artifacts import write_json
+from agp.bounds import Count, Part
 from agp.train import FitConfig, drawn, real
 from curricula import against, labels
 from curricula.features import Features
@@ -26,11 +27,11 @@ LIMITS, GLIMPSE = "limits.json", "glimpse"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    glance: int = 384  # tokens looked at
-    window: int = 4
-    hidden: int = 48
-    dropout: float = 0.1
-    batch: int = 512  # positions
+    glance: Count = 384  # tokens looked at
+    window: Count = 4
+    hidden: Count = 48
+    dropout: Part = 0.1
+    batch: Count = 512  # positions
     fit: FitConfig = FitConfig(
         steps=600, rate=2e-3, warmup=20, floor=0.02, weight_decay=0.05, evaluate_every=200, save_every=300
     )

@@ -6,7 +6,7 @@ are made at or below the tap, so one state more or less that was compressed chan
 is the same is followed by the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from agp.artifacts import write_json
+from agp.bounds import Count, Positive, Seed, Whole
 from agp.hosts import totalled
 from agp.train import FitConfig, drawn
 from curricula.begun import CHUNK, Begun
@@ -34,25 +35,23 @@ GREEDY = 16  # tokens
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    tap: int | None = None  # the block after which states are sent; none: the first tap
-    ratios: tuple[int, ...] = (4, 8, 16)  # raw bytes by bytes sent
-    sensed: int = 400  # documents on which the sensitivity is taken
-    floor: float = 0.1  # what a direction counts that seems to matter to nobody, beside the mean
-    ridge: float = 1e-3  # likewise, of directions of a token's vector
-    rows: int = 256  # positions a batch
-    held: int = 4000  # positions of `tune` that decide which step was best
-    measured: int = 2000  # documents of `test` at most
-    greedy: int = 256  # of them, continued freely
+    tap: Whole | None = None  # the block after which states are sent; none: the first tap
+    ratios: tuple[Count, ...] = (4, 8, 16)  # raw bytes by bytes sent
+    sensed: Count = 400  # documents on which the sensitivity is taken
+    floor: Positive = 0.1  # what a direction counts that seems to matter to nobody, beside the mean
+    ridge: Positive = 1e-3  # likewise, of directions of a token's vector
+    rows: Count = 256  # positions a batch
+    held: Count = 4000  # positions of `tune` that decide which step was best
+    measured: Count = 2000  # documents of `test` at most
+    greedy: Count = 256  # of them, continued freely
     fit: FitConfig = FitConfig(steps=500, rate=3e-4, warmup=20, evaluate_every=250, save_every=250)
-    seed: int = 0
+    seed: Seed = 0
 
 
 def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
     model, harvest = teacher(needs["domain"]).model, needs["harvest"]
     given, held, test = (Features(harvest, role) for role in ("heads", "tune", "test"))
     tap = given.taps[0] if config.tap is None else config.tap
-    if wrong := faults(config, given, tap):
-        raise ValueError("; ".join(wrong))
     given, held, test = (Onward(model, features, tap) for features in (given, held, test))
     metric = sensed(config, given, group)
     begun = Begun(given, karhunen.root(metric, config.floor), config.ridge, group)
@@ -67,18 +66,12 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     return measured(config, begun, heads, test, out, group)
 
 
-def faults(config: Config, features: Features, tap: int) -> list[str]:
-    wrong = config.fit.faults()
-    if tap not in features.taps:
-        wrong.append(f"tap is {tap}; the harvest has {', '.join(map(str, features.taps))}")
+def faults(config: Config, taps: Sequence[int]) -> list[str]:
+    wrong = []
+    if config.tap not in (None, *taps):
+        wrong.append(f"tap is {config.tap}; states are kept after blocks {', '.join(map(str, taps))}")
     if not config.ratios or list(config.ratios) != sorted(set(config.ratios)) or config.ratios[0] < 2:
         wrong.append(f"ratios are {config.ratios}; whole numbers of 2 or more in rising order are needed")
-    for name in ("sensed", "rows", "held", "measured", "greedy"):
-        if getattr(config, name) < 1:
-            wrong.append(f"{name} is {getattr(config, name)}; 1 or more is needed")
-    for name in ("floor", "ridge"):
-        if not getattr(config, name) > 0:
-            wrong.append(f"{name} is {getattr(config, name)}; a number above 0 is needed")
     return wrong
 
 

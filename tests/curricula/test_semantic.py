@@ -156,9 +156,12 @@ def test_the_head_is_the_one_that_tune_liked_best(tmp_path):
     assert (summed / count).item() == pytest.approx(best, rel=1e-3)
 
 
-def test_a_tap_that_was_not_harvested_is_refused(loaded):
-    with pytest.raises(ValueError, match="tap is 5; states were kept after blocks 4, 6, 8, 10"):
-        semantic.read(replace(CONFIG, tap=5), smoke() / "harvest", loaded, None)
+def test_settings_that_make_no_sense_are_refused(tmp_path):
+    config = replace(CONFIG, tap=5, active=(1, 2), kernel=str(tmp_path))
+    tap, active, kernel = semantic.faults(config, [4, 6, 8, 10])
+    assert tap == "tap is 5; states are kept after blocks 4, 6, 8, 10"
+    assert active.startswith("active is (1, 2); a number for each of primitive, invariant, bundle")
+    assert kernel.startswith(f"kernel: {tmp_path} is no file")
 
 
 def test_it_stands_on_documents_that_share_a_primitive(loaded):

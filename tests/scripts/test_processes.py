@@ -43,8 +43,10 @@ def test_two_processes_make_one_run_and_what_one_lost_is_handed_to_it(tmp_path):
 
 
 def test_what_goes_wrong_is_said_once(tmp_path):
-    code, _, err = train("--out", str(tmp_path / "run"), "--until", "domain", "domain.rank=0")
-    assert code == 2 and err.count("rank is 0; 1 or more is needed") == 1
+    """By one of them, whether it was found before they began or by both at work."""
+    for setting, said in (("domain.rank=0", "rank is 0; 1 or more"), ("gates.rows.x=> 1", "rows measures no x, which")):
+        code, _, err = train("--out", str(tmp_path / "run"), "--until", "rows", setting)
+        assert code == 2 and err.count(said) == 1 and "Traceback" not in err
     assert train("--out", str(tmp_path / "run"), "--processes", "0")[0] == 2
 
 

@@ -95,7 +95,7 @@ def test_a_big_recipe_is_estimated_before_anything_is_downloaded(name, tmp_path,
     assert train(name, "--out", str(tmp_path / "run"), "--dry-run") == 0
     said = capsys.readouterr().out
     assert "(not here: by its public config)" in said and "16 GB Mac: fits: " in said
-    assert "- data is missing: rows of your own, --data DIR" in said
+    assert "- rows.data is missing: rows of your own, --data DIR" in said
     assert ("- a run of gemma4_e2b must have passed all its gates first" in said) == (name == "gemma4_e4b")
 
 
@@ -152,7 +152,9 @@ def test_e4b_starts_only_after_e2b_has_passed_all_its_gates(made, tmp_path, caps
     assert "harvest (begun)" in refused("--after", str(made))
     (made / "kept").rename(made / "harvest/manifest.json")
     made.rename(tmp_path / "runs/gemma4_e2b")
-    assert train(*words, "--model", "tiny-gemma4", "harvest.taps=4,6,8,10", "domain.quantize=none") == 0
+    assert (
+        train(*words, "--model", "tiny-gemma4", "harvest.taps=4,6,8,10", "domain.quantize=none", "semantic.tap=4") == 0
+    )
     assert runner.state(out / "rows") == "whole"
 
 
@@ -194,6 +196,29 @@ WRONG = {
     "one adapter after another": (["domain", "--after", "runs/tiny"], "--after is of recipes; leave it out"),
     "two recipes": (["tiny", "smoke"], "tiny smoke: one of"),
     "no such setting": (["smoke", "domain.ranks=3"], "no setting domain.ranks"),
+    "a setting without its stage": (
+        ["smoke", "rank=3"],
+        "no setting rank; did you mean domain.rank? it has rows, domain",
+    ),
+    "less than nothing": (["smoke", "depth.width=-1"], "depth.width is -1; 1 or more is needed"),
+    "a rank of nothing": (["smoke", "domain.rank=0"], "domain.rank is 0; 1 or more is needed"),
+    "no such linears": (["smoke", "domain.targets=nonsense"], "domain.targets are 'nonsense'; one of all, attention"),
+    "a rank that no linear can have": (["smoke", "domain.last=40"], "domain.last is 40; this model has 12 blocks"),
+    "no such way to quantize": (
+        ["smoke", "domain.quantize=7"],
+        "domain.quantize is 7; one of 2, 3, 4, 5, 6, 8 is needed",
+    ),
+    "a source that there is not": (["smoke", "domain.weights.code2=1"], "domain.weights name code2; the sources are"),
+    "no kernel": (["smoke", "semantic.kernel=nosuch"], "semantic.kernel: nosuch is no file; a kernel is a JSON file"),
+    "a tap that is not harvested": (
+        ["smoke", "transfer.tap=5"],
+        "transfer.tap is 5; states are kept after blocks 4, 6",
+    ),
+    "a block that makes its own keys": (["smoke", "depth.blocks=2"], "depth.blocks are (2,); those that borrow"),
+    "a gate of no stage": (["smoke", "gates.foo.x=>= 1"], "gates.foo: there is no such stage; they are rows, domain"),
+    "no goal": (["smoke", "gates.rows.heads=many"], "gates.rows.heads is 'many'; such as '>= 0.9' is needed"),
+    "a gate without a goal": (["smoke", "gates.rows=1"], "gates is {'rows': '1'}; gates.NAME.NAME=value is needed"),
+    "no such checkpoint": (["smoke", "--model", "no/such/model"], "domain.model: there is no folder no/such/model"),
     "no such stage to end at": (
         ["smoke", "--until", "depht"],
         "--until depht: there is no such stage; the stages are rows, domain",
@@ -213,6 +238,12 @@ def test_what_the_user_can_mend_is_one_line(name, tmp_path, capsys):
     assert train(*words, "--out", str(tmp_path / "run")) == 2
     error = capsys.readouterr().err
     assert said in error and error.strip().splitlines()[-1].startswith("agp train: ")
+
+
+def test_nothing_is_set_aside_for_settings_that_make_no_sense(made, capsys):
+    assert train("smoke", "--out", str(made), "--from", "rows", "semantic.picks=0") == 2
+    assert "semantic.picks is 0; 1 or more is needed" in capsys.readouterr().err
+    assert not list(made.glob("*.1"))
 
 
 def test_another_setting_is_refused_with_what_changed(made, capsys):

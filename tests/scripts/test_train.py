@@ -90,7 +90,7 @@ WRONG = {
     "no folder": (["--model", str(MODEL), "--data", "x="], "names no folder"),
     "a weight that is no number": (
         ["--model", str(MODEL), "--data", "a={notes}", "weights.a=nan"],
-        "the weights of a must be numbers",
+        "weights is {'a': nan}; a number above 0 is needed",
     ),
     "an alpha of nothing": (["--model", str(MODEL), "--data", "{notes}", "alpha=0"], "alpha is 0"),
     "a rate that is no number": (["--model", str(MODEL), "--data", "{notes}", "fit.rate=nan"], "rate is nan"),
