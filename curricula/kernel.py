@@ -60,7 +60,9 @@ def read(path: Path) -> list[Concept]:
         raise ValueError(f"{path} names no concept")
     wrong: list[str] = []
     found = [understood(number, one, wrong) for number, one in enumerate(given["concepts"], 1)]
-    counts = Counter(concept.name for concept in found if concept is not None)
+    counts = Counter(
+        one["name"] for one in given["concepts"] if isinstance(one, dict) and isinstance(one.get("name"), str)
+    )
     wrong += [f"{name}: is named {times} times" for name, times in counts.items() if times > 1]
     if wrong:
         raise ValueError(f"{path}:\n" + "\n".join(wrong))

@@ -105,6 +105,22 @@ def made_of(stage: Stage, needs: dict[str, str]) -> dict[str, Any]:
     return json.loads(json.dumps({"stage": stage.name, **found, "gate": dict(stage.gate), "agp": agp.__version__}))
 
 
+def changed(stages: Sequence[Stage], root: Path) -> list[str]:
+    """Whole stages that were made of something else than is asked for now."""
+    wrong, digests = [], {}
+    for stage in stages:
+        if not (root / stage.name / MANIFEST).exists():
+            break
+        try:
+            manifest = read(root / stage.name)
+            asked_as_made(root / stage.name, manifest, made_of(stage, {name: digests[name] for name in stage.needs}))
+        except ValueError as e:
+            wrong.append(str(e))
+            break
+        digests[stage.name] = manifest["digest"]
+    return wrong
+
+
 def finish(stage: Stage, key: dict[str, Any], root: Path, group: Any) -> dict:
     out = root / stage.name
     out.mkdir(parents=True, exist_ok=True)
@@ -148,14 +164,18 @@ def whole(out: Path, key: Mapping[str, Any]) -> dict | None:
     if not (out / MANIFEST).exists():
         return None
     manifest = read(out)
+    asked_as_made(out, manifest, key)
+    if wrong := damages(out, manifest):
+        raise ValueError(f"{out} is damaged: {some(wrong, 400, '; ')}. Make it again: --from {out.name}")
+    return manifest
+
+
+def asked_as_made(out: Path, manifest: Mapping[str, Any], key: Mapping[str, Any]) -> None:
     if others := [f"{at} was {was!r} and is {now!r}" for at, was, now in differences(made(manifest), dict(key))]:
         raise ValueError(
             f"{out} was made of something else: {some(others, 400, '; ')}. Ask as it was made, give another --out, or"
             f" make it and what follows again: --from {out.name}"
         )
-    if wrong := damages(out, manifest):
-        raise ValueError(f"{out} is damaged: {some(wrong, 400, '; ')}. Make it again: --from {out.name}")
-    return manifest
 
 
 def made(manifest: Mapping[str, Any]) -> dict[str, Any]:

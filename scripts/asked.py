@@ -1,7 +1,10 @@
 """What several verbs read from the command line alike."""
 
 from argparse import ArgumentTypeError
+from collections.abc import Sequence
 from pathlib import Path
+
+from curricula.report.collect import runs_in
 
 
 def some_path(given: str) -> Path:
@@ -9,6 +12,14 @@ def some_path(given: str) -> Path:
     if not given.strip():
         raise ArgumentTypeError("a folder is needed, and this is empty")
     return Path(given)
+
+
+def all_runs(given: Sequence[Path]) -> list[Path]:
+    """Folders of runs, and of folders that hold some."""
+    found = {folder: runs_in(folder) for folder in given}
+    if empty := [str(folder) for folder, runs in found.items() if not runs]:
+        raise ValueError(f"there is no run in {', '.join(empty)}; `agp train` makes one, and `agp runs` lists runs/")
+    return [run for runs in found.values() for run in runs]
 
 
 def all_named(given: list[str]) -> dict[str, str]:

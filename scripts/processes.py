@@ -12,12 +12,15 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from signal import SIGKILL, Signals
 from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 
 LOG = "log"
 SHOWN = 2000  # letters of a log
+WHY: dict[int, str] = {SIGKILL: ", as a system does that runs out of memory: --processes 1 takes less"}
+GO_ON = "What was saved last is whole, and the same command goes on from it"
 
 
 def run(count: int, argv: Sequence[str], root: Path) -> int:
@@ -28,10 +31,12 @@ def run(count: int, argv: Sequence[str], root: Path) -> int:
         started = [start(rank, argv, place(root, rank), file) for rank in range(count)]
         codes = [waited(process) for process in started]
     for rank, code in enumerate(codes):
+        if code < 0:
+            print(f"process {rank} was ended by {Signals(-code).name}{WHY.get(-code, '')}. {GO_ON}", file=sys.stderr)
         log = place(root, rank) / LOG
         if code and not codes[0] and log.exists():
             print(f"process {rank} ended with {code}: {log.read_text()[-SHOWN:]}", file=sys.stderr)
-    return next((code for code in codes if code), 0)
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)
 
 
 def usual() -> int:
@@ -43,7 +48,7 @@ def place(root: Path, rank: int) -> Path:
 
 
 def start(rank: int, argv: Sequence[str], out: Path, file: Path) -> subprocess.Popen:
-    env = os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(file), "OPENBLAS_NUM_THREADS": "1"}
+    env = os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(file), "OPENBLAS_NUM_THREADS": "1", "AGP_QUIET": "1"}
     command = [sys.executable, "-m", "scripts.cli", "train", *argv, *(["--out", str(out)] if rank else [])]
     if not rank:
         return subprocess.Popen(command, env=env)

@@ -18,7 +18,7 @@ from agp.text import open_tokenizer
 from agp.train import METRICS
 from curricula import estimate, estimate_heads, recipes, runner
 from curricula.recipes import Recipe
-from curricula.report.collect import ABOUT, runs_in
+from curricula.report.collect import ABOUT, parsed, runs_in
 from curricula.stages import rows
 from scripts import processes
 from scripts.asked import all_named
@@ -41,9 +41,10 @@ def run(args, name: str) -> int:
     runner.check(stages)
     if wrong := astray(args, [stage.name for stage in stages]):
         raise ValueError("; ".join(wrong))
-    lacking = missing(recipe, args.after or root.parent / recipe.after, fetch=not args.dry_run)
+    lacking = missing(recipe, args.after or root.parent / recipe.after, fetch=not args.dry_run) + other(root, name)
     if args.dry_run:
-        return preview(recipe, stages, root, lacking)
+        kept = stages[: [stage.name for stage in stages].index(args.again)] if args.again else stages
+        return preview(recipe, stages, root, lacking + runner.changed(kept, root))
     if lacking:
         raise ValueError("; ".join(lacking))
     past = None if args.past_gate is None else runner.Past(args.past_gate, args.why)
@@ -70,6 +71,12 @@ def run(args, name: str) -> int:
         print(f"{name}: all{f' up to {args.until}' if args.until else ''} is in {root}")
         reported(args)
     return 0
+
+
+def other(root: Path, name: str) -> list[str]:
+    """Whether the folder holds a run of another recipe."""
+    was = (parsed(root / ABOUT, []) or {}).get("recipe", name)
+    return [] if was == name else [f"{root} holds a run of {was}, and {name} is asked for: give another --out"]
 
 
 def astray(args, names: list[str]) -> list[str]:
@@ -172,7 +179,7 @@ def preview(recipe: Recipe, stages: list[runner.Stage], root: Path, lacking: lis
         print(f"\nwhat they take is not estimated: {e}")
     if lacking:
         print("\nIt would not start:", *(f"- {fault}" for fault in lacking), sep="\n")
-    return 0
+    return int(bool(lacking))
 
 
 def takes(recipe: Recipe, stages: list[runner.Stage], root: Path) -> None:

@@ -2,38 +2,36 @@
 
 agp report                            all runs in runs/, to runs/report.html
 agp report runs/tiny runs/mine --out tiny.html
-agp report --folder elsewhere/runs --results results
+agp report elsewhere/runs --results elsewhere/results
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from agp.artifacts import RESULTS, unwritable, write_bytes
-from curricula.report.collect import ABOUT, runs_in
+from curricula.report.collect import run_in
 from curricula.report.write import written
-from scripts.asked import some_path
+from scripts.asked import all_runs, some_path
 from scripts.figures import collect
+from scripts.runs import USUAL
 
 PAGE = "report.html"
 
 
 def add_arguments(parser) -> None:
     parser.add_argument(
-        "runs", nargs="*", type=some_path, metavar="RUN", help="folders of runs; default: all in --folder"
+        "where", nargs="*", type=some_path, metavar="DIR", help="a run, or a folder of some; default: runs/"
     )
-    parser.add_argument("--folder", type=some_path, default=Path("runs"), metavar="DIR", help="default: runs/")
     parser.add_argument("--results", type=some_path, default=RESULTS, metavar="DIR", help="default: results/")
-    parser.add_argument("--out", type=some_path, metavar="FILE", help=f"default: {PAGE} in --folder")
+    told = f"default: {PAGE} in DIR; of several, in runs/"
+    parser.add_argument("--out", type=some_path, metavar="FILE", help=told)
 
 
 def run(args) -> int:
-    for root in args.runs:
-        if not (root / ABOUT).exists():
-            raise ValueError(f"there is no run in {root}: it has no {ABOUT}; `agp runs` lists those there are")
-    roots = args.runs or runs_in(args.folder)
-    if not roots:
-        raise ValueError(f"there is no run in {args.folder}: `agp train` makes one, --folder DIR says where others are")
-    print(f"report: {write(roots, args.out or args.folder / PAGE, args.results)}")
+    where = args.where or [USUAL]
+    out = args.out or (where[0] if len(where) == 1 else USUAL) / PAGE
+    print(f"report: {write(all_runs(where), out, args.results)}")
     return 0
 
 
@@ -43,4 +41,7 @@ def write(roots: Sequence[Path], out: Path, results: Path) -> Path:
     if wrong := unwritable(out.parent):
         raise ValueError(f"--out {out}: {wrong}")
     write_bytes(out, written(roots, collect(results)))
+    for root in roots:
+        for damage in run_in(root).damages:
+            print(f"{root}: {damage}", file=sys.stderr)
     return out

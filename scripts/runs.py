@@ -1,7 +1,7 @@
 """Runs and how far they are: which stages are whole, which gates are closed, how long they took.
 
-agp runs
-agp runs --folder elsewhere/runs
+agp runs                          all in runs/
+agp runs runs/tiny elsewhere/runs
 agp runs --check                  reads every file and compares its digest
 """
 
@@ -9,25 +9,31 @@ import json
 from pathlib import Path
 
 from curricula import runner
-from curricula.report.collect import ABOUT
-from scripts.asked import some_path
+from curricula.report.collect import ABOUT, runs_in
+from scripts.asked import all_runs, some_path
+
+USUAL = Path("runs")
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--folder", type=some_path, default=Path("runs"), metavar="DIR", help="default: runs/")
+    parser.add_argument(
+        "where", nargs="*", type=some_path, metavar="DIR", help="a run, or a folder of some; default: runs/"
+    )
     parser.add_argument("--check", action="store_true", help="read all files and compare their digests")
 
 
 def run(args) -> int:
-    found = sorted(path.parent for path in args.folder.glob(f"*/{ABOUT}"))
+    found, worst = all_runs(args.where) if args.where else runs_in(USUAL), 0
     if not found:
-        print(f"no runs in {args.folder}; `agp train` makes one")
-    worst = 0
+        print("no runs in runs/; `agp train` makes one")
+        return 0
     for root in found:
         about = json.loads((root / ABOUT).read_text())
         print(f"{root}  ({about['recipe']})")
         for name in about["stages"]:
-            said = runner.state(root / name, args.check)
+            said, took = runner.state(root / name, args.check), runner.took(root / name)
             worst |= "damaged" in said
-            print(f"  {name:<12} {said:<30} {runner.took(root / name)}".rstrip())
+            print(f"  {name:<12} {said:<10}" + (f" ({took})" if took else ""))
+    if args.check:
+        print("All files were read: " + ("some are damaged" if worst else "each has the digest it was written with"))
     return worst

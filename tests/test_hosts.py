@@ -151,11 +151,11 @@ def test_every_host_hears_what_all_say(order, at, tmp_path):
 def test_hosts_that_do_not_come_are_named(at, tmp_path):
     file = host_file(tmp_path, 3)
     hosts = {rank: at(file, rank) for rank in range(3)}
-    found = met(hosts, {0: {}, 2: {}}, wait=4.0)  # from two seconds on the time left is shown
+    found = met(hosts, {0: {}, 2: {}}, wait=3.0)  # from two seconds on the time left is shown
     for rank in (0, 2):
         assert isinstance(found[rank], TimeoutError)
-        assert "host 1 (127.0.0.1) did not come within 4 s" in str(found[rank])
-    assert "host 0 (127.0.0.1) did not come" in str(met(hosts, {1: {}}, wait=3.0)[1])
+        assert "host 1 (127.0.0.1) did not come within 3 s" in str(found[rank])
+    assert "host 0 (127.0.0.1) did not come" in str(met(hosts, {1: {}}, wait=0.5)[1])
 
 
 def test_strangers_are_turned_away(at, tmp_path):

@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
 def runs_in(folder: Path) -> list[Path]:
     """The folder itself if it is a run, else the runs that lie in it."""
-    return [folder] if (folder / ABOUT).exists() else sorted(path.parent for path in folder.glob(f"*/{ABOUT}"))
+    return [folder] if (folder / ABOUT).exists() else sorted(path.parent for path in folder.glob(f"[!.]*/{ABOUT}"))
 
 
 def run_in(root: Path) -> Run:

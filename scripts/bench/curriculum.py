@@ -95,7 +95,7 @@ def run(args) -> None:
 def made_by(root: Path) -> tuple[str, list[Stage]]:
     """The recipe's name, and its stages."""
     if not (root / ABOUT).exists():
-        raise ValueError(f"no run in {root}; `agp train tiny --out {root}` makes one")
+        raise ValueError(f"there is no run in {root}: --run DIR says where one is, and `agp train` makes runs/tiny")
     name = json.loads((root / ABOUT).read_text())["recipe"]
     return name, recipes.stages(getattr(recipes, name)())
 
@@ -103,7 +103,8 @@ def made_by(root: Path) -> tuple[str, list[Stage]]:
 def manifests(root: Path, name: str, stages: Sequence[Stage]) -> dict[str, dict]:
     if begun := [stage.name for stage in stages if not (root / stage.name / runner.MANIFEST).exists()]:
         raise ValueError(f"{root} has not finished {', '.join(begun)}; `agp train {name} --out {root}` goes on")
-    return {stage.name: runner.read(root / stage.name) for stage in stages}
+    made = {stage.name: runner.made(runner.read(root / stage.name)) for stage in stages}
+    return {stage: whole for stage, key in made.items() if (whole := runner.whole(root / stage, key))}
 
 
 def again(root: Path, stages: Sequence[Stage], seed: int) -> dict[str, dict]:

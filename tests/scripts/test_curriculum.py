@@ -1,6 +1,7 @@
 """Figures of a run over seeds of its heads: means, spreads and verdicts as said; bases linked, heads made again."""
 
 import json
+import shutil
 from argparse import ArgumentParser
 
 import pytest
@@ -86,13 +87,24 @@ def test_every_figure_of_tiny_is_measured_by_a_stage():
 
 
 def test_a_run_that_is_not_there_or_not_done_is_told_how_to_be_made(tmp_path):
-    with pytest.raises(ValueError, match="agp train tiny --out"):
+    with pytest.raises(ValueError, match="--run DIR says where one is, and `agp train`"):
         curriculum.made_by(tmp_path)
     (tmp_path / "recipe.json").write_text(json.dumps({"recipe": "smoke"}))
     name, stages = curriculum.made_by(tmp_path)
     assert name == "smoke"
     with pytest.raises(ValueError, match="has not finished rows, domain, .*agp train smoke"):
         curriculum.manifests(tmp_path, name, stages)
+
+
+def test_a_damaged_run_is_not_measured(tmp_path):
+    root, stages = tmp_path / "run", recipes.stages(recipes.smoke())
+    shutil.copytree(smoke(), root)
+    assert curriculum.manifests(root, "smoke", stages).keys() == {stage.name for stage in stages}
+    with (root / "harvest/test-0000.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    with pytest.raises(ValueError, match="harvest is damaged: test-0000.safetensors has other bytes"):
+        curriculum.manifests(root, "smoke", stages)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,19 @@ def test_what_goes_wrong_is_said_once(tmp_path):
         code, _, err = train("--out", str(tmp_path / "run"), "--until", "rows", setting)
         assert code == 2 and err.count(said) == 1 and "Traceback" not in err
     assert train("--out", str(tmp_path / "run"), "--processes", "0")[0] == 2
+
+
+def test_a_process_that_was_killed_is_named(tmp_path):
+    run = begin("--out", str(tmp_path / "run"))
+    log = tmp_path / "run/.host-1/log"
+    while not (tmp_path / "run/rows/manifest.json").exists() or not log.exists():
+        assert run.poll() is None
+        time.sleep(0.1)
+    for child in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split():
+        if ".host-1" in Path(f"/proc/{child}/cmdline").read_text():
+            os.kill(int(child), signal.SIGKILL)
+    _, err = run.communicate(timeout=300)
+    assert run.returncode and "process 1 was ended by SIGKILL, as a system does that runs out" in err
 
 
 def test_ctrl_c_stops_them_all(tmp_path):

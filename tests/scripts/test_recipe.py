@@ -35,7 +35,7 @@ def test_runs_lists_what_there_is_and_how_far_it_is(made, capsys):
     assert train("smoke", "--out", str(made), "--until", "rows") == 0
     (made / "harvest/manifest.json").unlink()
     capsys.readouterr()
-    assert cli.main(["runs", "--folder", str(made.parent)]) == 0
+    assert cli.main(["runs", str(made.parent)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("smoke  (smoke)")
     found = dict(line.split()[:2] for line in lines[1:])
@@ -48,16 +48,19 @@ def test_runs_sees_a_flipped_byte_if_asked_to_look(made, capsys):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert cli.main(["runs", "--folder", str(made.parent)]) == 0
-    assert cli.main(["runs", "--folder", str(made.parent), "--check"]) == 1
+    assert cli.main(["runs", str(made.parent)]) == 0
+    assert cli.main(["runs", str(made), "--check"]) == 1
     assert "damaged: test-0000.safetensors has other bytes" in capsys.readouterr().out
     assert train("smoke", "--out", str(made)) == 2
     assert "harvest is damaged: test-0000.safetensors has other bytes than were written" in capsys.readouterr().err
 
 
-def test_no_runs_is_no_error(tmp_path, capsys):
-    assert cli.main(["runs", "--folder", str(tmp_path)]) == 0
-    assert "no runs in" in capsys.readouterr().out
+def test_no_runs_yet_is_no_error_and_none_where_some_should_be_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["runs"]) == 0
+    assert "no runs in runs/" in capsys.readouterr().out
+    assert cli.main(["runs", "nowhere"]) == 2
+    assert "there is no run in nowhere; `agp train` makes one" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_would_be_done_and_what_it_takes_and_makes_nothing(tmp_path, capsys):
@@ -76,6 +79,16 @@ def test_what_is_whole_takes_no_more_time(made, capsys):
     assert re.search(r"harvest .* - \| .* -$", said, re.MULTILINE)
 
 
+def test_a_dry_run_says_what_would_be_refused(made, capsys):
+    words = ["smoke", "--out", str(made), "--dry-run", "trajectory.hidden=8"]
+    assert train(*words) == 1
+    assert f"- {made / 'trajectory'} was made of something else: config.hidden was 48" in capsys.readouterr().out
+    assert train(*words, "--from", "trajectory") == 0
+    (made / "recipe.json").write_text('{"recipe": "smoke", "stages": []}')
+    assert train("tiny", "--out", str(made), "--dry-run") == 1
+    assert f"- {made} holds a run of smoke, and tiny is asked for: give another --out" in capsys.readouterr().out
+
+
 def test_of_what_is_begun_only_the_rest_is_left(made):
     rows, domain, harvest, *_ = recipes.stages(recipes.smoke())
     cost = estimate.Cost(0, sum(p.stat().st_size for p in (made / "harvest").glob("*.safetensors")), 0, ())
@@ -92,7 +105,7 @@ def test_of_what_is_begun_only_the_rest_is_left(made):
 
 @pytest.mark.parametrize("name", ["gemma4_e2b", "gemma3n_e2b", "gemma4_e4b"])
 def test_a_big_recipe_is_estimated_before_anything_is_downloaded(name, tmp_path, capsys):
-    assert train(name, "--out", str(tmp_path / "run"), "--dry-run") == 0
+    assert train(name, "--out", str(tmp_path / "run"), "--dry-run") == 1
     said = capsys.readouterr().out
     assert "(not here: by its public config)" in said and "16 GB Mac: fits: " in said
     assert "- rows.data is missing: rows of your own, --data DIR" in said

@@ -24,7 +24,7 @@ def report(*words):
 
 def test_all_runs_of_a_folder_are_on_one_page_in_it(made, capsys):
     shutil.copytree(made / "smoke", made / "other")
-    assert report("--folder", made, "--results", made.parent / "results") == 0
+    assert report(made, "--results", made.parent / "results") == 0
     assert capsys.readouterr().out == f"report: {made / 'report.html'}\n"
     page = (made / "report.html").read_text()
     assert page.index(">Run other</h2>") < page.index(">Run smoke</h2>") and "Figures in results/" not in page
@@ -41,14 +41,13 @@ def test_runs_that_are_named_are_on_the_page_that_is_named(made, capsys):
 
 
 WRONG = {
-    "no such run": (["nowhere"], "there is no run in nowhere: it has no recipe.json; `agp runs` lists"),
-    "no runs": (["--folder", "nowhere"], "there is no run in nowhere: `agp train` makes one"),
+    "no such run": (["nowhere", "runs"], "there is no run in nowhere; `agp train` makes one"),
     "no results": (["--results", "nowhere"], "no folder nowhere"),
     "a folder as the page": (
         ["--out", "runs"],
         "--out runs is a folder; give the file to write, such as runs/report.html",
     ),
-    "where nobody can write": (["--out", "/proc/pages/x.html"], "cannot be written to"),
+    "where nobody can write": (["--out", "/proc/pages/x.html"], "nothing can be made in /proc"),
     "a page below a file": (
         ["--out", "runs/smoke/recipe.json/x.html"],
         "recipe.json is a file, and a folder is needed",
@@ -64,6 +63,12 @@ def test_what_the_user_can_mend_is_one_line(name, made, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert said in error and error.strip().splitlines()[-1].startswith("agp report: ")
     assert not (made / "report.html").exists()
+
+
+def test_what_is_damaged_is_said_where_the_page_is_named(made, capsys):
+    (made / "smoke/rows/conversation/test.jsonl").write_text("")
+    assert report(made / "smoke") == 0
+    assert "smoke: rows is damaged: conversation/test.jsonl has 0 bytes and had" in capsys.readouterr().err
 
 
 def test_training_ends_with_the_page_of_its_run(made, capsys):
