@@ -8,8 +8,31 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import agp as agp  # before mlx.core, which sorted imports would put first
 
 # isort: split
+import shutil
+from tempfile import mkdtemp
+
 import mlx.core as mx
 import pytest
+
+from tests.curricula import run
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # workers inherit it
+        os.environ[run.SHARED] = mkdtemp(prefix="agp-tests-")
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ[run.SHARED], ignore_errors=True)
+
+
+@pytest.hookimpl(trylast=True)  # of what is left
+def pytest_collection_modifyitems(items):
+    """The run that many read from is begun with the first test, and read from last: nobody waits for it."""
+    reads = [getattr(item.module, "smoke", None) is run.smoke for item in items]
+    readers, others = ([item for item, r in zip(items, reads, strict=True) if r is which] for which in (True, False))
+    items[:] = readers[:1] + others + readers[1:]
 
 
 @pytest.fixture(autouse=True)

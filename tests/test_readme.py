@@ -32,6 +32,7 @@ def test_rows_are_shown_as_they_are_read():
     assert any(row.concepts for row in shown) and any("Notes:" in row.messages[0]["content"] for row in shown[3:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_commands_do_what_the_page_says(words, tmp_path, monkeypatch, capsys):
     """With rows there; of what trains a model that is not here, the dry run."""

@@ -1,18 +1,20 @@
-"""A whole run of the smallest recipe, made once for all tests that read from it."""
+"""A whole run of the smallest recipe, made once for all tests that read from it, by whichever worker comes first."""
 
-import atexit
-import shutil
+import fcntl
+import os
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 from curricula import recipes, runner
+
+SHARED = "AGP_TESTS"  # names a folder that all workers know
 
 
 @cache
 def smoke() -> Path:
     """A folder that tests may read and must not change."""
-    root = Path(mkdtemp(prefix="agp-smoke-"))
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
-    runner.run(recipes.stages(recipes.smoke()), root, say=lambda text: None)
+    root = Path(os.environ[SHARED]) / "smoke"
+    with root.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runner.run(recipes.stages(recipes.smoke()), root, say=lambda text: None)
     return root

@@ -38,6 +38,7 @@ def test_item_and_twin_hash_into_the_split_they_are_emitted_in(family, split):
         assert split_of(family, made.body) == split == split_of(family, made.corrupt.body)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_test_body_is_ever_emitted_for_pretraining(family):
     tested = {body for made in sample(family, "test", 60) for body in (made.body, made.corrupt.body)}
@@ -45,6 +46,7 @@ def test_no_test_body_is_ever_emitted_for_pretraining(family):
     assert not tested & trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_spaces_are_large_enough_for_unseen_items(family):
     assert len({made.body for made in islice(items(family, "test"), 50)}) == 50

@@ -111,6 +111,7 @@ def test_states_on_disk_are_those_of_the_document_alone(root, loaded):
         assert error.max() < 1e-3
 
 
+@pytest.mark.slow
 def test_vitality_counts_what_survives_each_omission(root, loaded, tmp_path):
     """Without noise it is a count over blocks left out, which a slow function can take as well."""
     count = loaded.model.config.num_layers
@@ -126,6 +127,7 @@ def test_vitality_counts_what_survives_each_omission(root, loaded, tmp_path):
             assert stored[features.begins[d] + k - first] == pytest.approx(np.mean(kept))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma, low, high", [(1e-6, 0.99, 1.0), (100.0, 0.0, 0.3)])
 def test_a_state_survives_noise_that_is_nothing_and_not_noise_that_drowns_it(sigma, low, high, root, tmp_path):
     config = replace(recipes.smoke().harvest, sigma=sigma, noises=2, omissions=0, windows=(1, 1, 1, 1))

@@ -94,6 +94,7 @@ def test_the_same_files_give_the_same_bytes_wherever_they_lie(whole, made):
     assert written([made], ENTRIES).decode() == whole
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(whole, given):
     code = """if True:
         import sys

@@ -83,6 +83,7 @@ def test_what_was_measured_is_whole(made):
         assert len({frontier[f"{a}_{n}x"]["bytes"] for a in ("pca", "pca_token", "learned")}) == 1
 
 
+@pytest.mark.slow
 def test_it_is_made_the_same_again_also_after_a_kill(root, made, tmp_path):
     assert stage.run(CONFIG, needs(root), tmp_path, None) == made[0]
     for name in (saved.FILE, saved.CONFIG):

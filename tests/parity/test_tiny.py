@@ -35,6 +35,7 @@ def tiny_pairs(family: str) -> Iterator[Pair]:
         yield Pair(theirs, ours, np.array([tokenizer.encode(text)[:TOKENS]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", CLASSES)
 def test_the_trained_model_is_the_same_in_transformers(family):
     for pair in tiny_pairs(family):

@@ -30,6 +30,7 @@ def figures(path) -> dict:
     return found
 
 
+@pytest.mark.slow
 def test_decode_is_measured_beside_mlx_lm_on_the_same_arrays(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(decode, "SIZES", {"tiny": TOY})
     words = ["--sizes", "tiny", "--runs", "2", "--prompt", "20", "--tokens", "16", "--folder", str(tmp_path)]

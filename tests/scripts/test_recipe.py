@@ -143,6 +143,7 @@ def passed(made):
         runner.write(made / name, manifest | {"metrics": manifest["metrics"] | better})
 
 
+@pytest.mark.slow
 def test_e4b_starts_only_after_e2b_has_passed_all_its_gates(made, tmp_path, capsys):
     lines = "".join(json.dumps({"prompt": f"what is {n}?", "completion": f"it is {n}"}) + "\n" for n in range(400))
     (tmp_path / "notes").mkdir()
