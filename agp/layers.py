@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from agp.cache import KV, LayerCache
+from agp.exponentials import by_numpy, tanh
 from agp.fused import Angles, RMSNorm, Rope, rms_norm
 
 
@@ -112,16 +113,36 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:2], -1, self.head_dim)
 
 
-@partial(mx.compile, shapeless=True)
 def gelu_times(gate: mx.array, x: mx.array) -> mx.array:
-    """The tanh form of GELU, gated; inside it, float32. The cube is spelled out: a power costs as much as the tanh."""
-    g = gate.astype(mx.float32)
-    inner = 0.7978845608028654 * (g + 0.044715 * (g * g * g))
-    return (0.5 * g * (1 + mx.tanh(inner))).astype(gate.dtype) * x
+    """The tanh form of GELU, gated; inside it, float32."""
+    return gated(gate, x, tanh(bent(gate))) if by_numpy(gate) else gelu_times_at_once(gate, x)
 
 
 @partial(mx.compile, shapeless=True)
+def gelu_times_at_once(gate: mx.array, x: mx.array) -> mx.array:
+    return gated(gate, x, mx.tanh(bent(gate)))
+
+
+@partial(mx.compile, shapeless=True)
+def bent(gate: mx.array) -> mx.array:
+    """The cube is spelled out: a power costs as much as the tanh."""
+    g = gate.astype(mx.float32)
+    return 0.7978845608028654 * (g + 0.044715 * (g * g * g))
+
+
+@partial(mx.compile, shapeless=True)
+def gated(gate: mx.array, x: mx.array, told: mx.array) -> mx.array:
+    return (0.5 * gate.astype(mx.float32) * (1 + told)).astype(gate.dtype) * x
+
+
 def soft_cap(x: mx.array, cap: mx.array) -> mx.array:
+    if by_numpy(x):
+        return (tanh(x.astype(mx.float32) / cap) * cap).astype(x.dtype)
+    return soft_cap_at_once(x, cap)
+
+
+@partial(mx.compile, shapeless=True)
+def soft_cap_at_once(x: mx.array, cap: mx.array) -> mx.array:
     return (mx.tanh(x.astype(mx.float32) / cap) * cap).astype(x.dtype)
 
 

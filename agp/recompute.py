@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from agp.cache import KV
+from agp.exponentials import later
 from agp.sites import Fn, Site, Visit, plain
 
 
@@ -30,7 +31,8 @@ def recompute(then: Visit = plain) -> Visit:
             own = block.trainable_parameters()
             block.update(weights)
             mine = replace(run, inputs=inputs, borrowed=None if borrowed is None else KV(*borrowed))
-            y = then(site, lambda x: block(x, mine), x)
+            with later():
+                y = then(site, lambda x: block(x, mine), x)
             block.update(own)
             return y, mine.made
 

@@ -130,7 +130,7 @@ def tokens_drawn(model: Decoder, final: mx.array, chances: np.ndarray) -> mx.arr
     """Of each last state, one by its share: the first up to which all shares add up to more than the chance."""
     found = []
     for part in few(model, final):
-        upto = mx.cumsum(mx.exp(oracle.shares(model, final[part])), axis=-1)
+        upto = mx.cumsum(oracle.said(model, model.norm(final[part])).shares, axis=-1)
         below = (upto <= mx.array(chances[part], mx.float32)[:, None] * upto[:, -1:]).sum(-1)
         found.append(mx.minimum(below, model.config.vocab_size - 1).astype(mx.int32))
         mx.eval(found)

@@ -6,10 +6,11 @@ the last block that makes keys and values no position sees another's state, so a
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from agp.exponentials import exp
 from agp.fused import CPU
 from agp.models.decoder import Decoder, Stream
 from agp.sites import Site, skip
@@ -63,7 +64,7 @@ def beside(model: Decoder, normed: mx.array, final: mx.array) -> Iterator[tuple[
 
 
 class Said(NamedTuple):
-    """Of all tokens, ... V: each one's share, and its log. One exponential makes both: on a CPU it is what is dear."""
+    """Of all tokens, ... V: each one's share, and its log. One exponential makes both."""
 
     logs: mx.array
     shares: mx.array
@@ -72,7 +73,7 @@ class Said(NamedTuple):
 def said(model: Decoder, normed: mx.array) -> Said:
     logits = model.head(normed).astype(mx.float32)
     above = logits - mx.stop_gradient(logits.max(-1, keepdims=True))
-    weights = mx.exp(above)
+    weights: Any = exp(above)
     total = weights.sum(-1, keepdims=True)
     return Said(above - mx.log(total), weights / total)
 
