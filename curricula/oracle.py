@@ -6,7 +6,7 @@ the last block that makes keys and values no position sees another's state, so a
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -73,7 +73,7 @@ class Said(NamedTuple):
 def said(model: Decoder, normed: mx.array) -> Said:
     logits = model.head(normed).astype(mx.float32)
     above = logits - mx.stop_gradient(logits.max(-1, keepdims=True))
-    weights: Any = exp(above)
+    weights = exp(above)
     total = weights.sum(-1, keepdims=True)
     return Said(above - mx.log(total), weights / total)
 

@@ -64,12 +64,18 @@ def test_a_process_that_was_killed_is_named(tmp_path):
     assert run.returncode and "process 1 was ended by SIGKILL, as a system does that runs out" in err
 
 
-def test_ctrl_c_stops_them_all(tmp_path):
-    run = begin("--out", str(tmp_path / "run"))
-    log = tmp_path / "run/.host-1/log"
-    while not (tmp_path / "run/rows/manifest.json").exists() or not log.exists():
+def test_ctrl_c_stops_them_all_and_what_goes_on_ends_in_the_same_files(tmp_path):
+    words = ["--until", "domain", "domain.fit.steps=16", "domain.fit.log_every=1"]
+    run = begin("--out", str(tmp_path / "run"), *words)
+    steps = tmp_path / "run/domain/metrics.jsonl"
+    while not steps.exists() or '"step": 3,' not in steps.read_text():
         assert run.poll() is None
-        time.sleep(0.1)
+        time.sleep(0.02)
     os.killpg(run.pid, signal.SIGINT)
     _, err = run.communicate(timeout=120)
     assert run.returncode == 130 and "stopped" in err
+    assert not (tmp_path / "run/domain/manifest.json").exists()
+    for name in ("run", "straight"):
+        assert train("--out", str(tmp_path / name), *words)[0] == 0
+    went_on, straight = (runner.read(tmp_path / name / "domain") for name in ("run", "straight"))
+    assert went_on["digest"] == straight["digest"]
