@@ -22,7 +22,6 @@ from tests.launch import arrays, ended, host_file, metrics, start
 STAGES = tuple(stage.name for stage in recipes.stages(recipes.smoke()))
 TAUGHT = ("rows", "domain", "harvest")  # what heads learn from
 COMPARED = ("trajectory", "semantic", "depth", "transfer", "calibrate")
-BRIEF = "semantic.fit.steps=4"  # from some ten steps on another latent is picked where two are as good
 SECONDS, TRIALS, ALIKE = 25, 20, 1e-6
 
 
@@ -120,10 +119,10 @@ def test_two_processes_figure(tmp_path):
 def differences(folder):
     """By stage: the largest share by which what two processes make is off what one makes."""
     one = begun(folder / "one")
-    finished(start(command(one, BRIEF)))
+    finished(start(command(one)))
     for rank in range(2):
         begun(folder / f"host{rank}")
-    two = both(folder, BRIEF)[0]
+    two = both(folder)[0]
     return {
         name: {stage: max(of(one / stage, two / stage)) for stage in COMPARED}
         for name, of in (("metrics", of_metrics), ("losses", of_losses), ("arrays", of_arrays))
