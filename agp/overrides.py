@@ -88,7 +88,7 @@ def understood(kind: Any, value: Any) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if get_origin(kind) is tuple:
-        given = value.split(",") if isinstance(value, str) else value
+        given = value.strip("[]() ").split(",") if isinstance(value, str) else value
         if not isinstance(given, list | tuple):
             raise ValueError
         return tuple(understood(get_args(kind)[0], item) for item in given)
@@ -115,7 +115,7 @@ def described(kind: Any, name: str) -> str:
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(described(k, name) for k in get_args(kind))
     if get_origin(kind) is tuple:
-        return f"a list, each {described(get_args(kind)[0], name)},"
+        return f"a list such as 4,6,8, each {described(get_args(kind)[0], name)},"
     if get_origin(kind) is dict:
         inner = get_args(kind)[1]
         return described(inner, f"{name}.NAME") if get_origin(inner) is dict else f"{name}.NAME=value"

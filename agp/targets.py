@@ -34,8 +34,6 @@ def design(
     """An adapter for `model`: a set of `SETS`, or a JSON file of ranks by path, in the last blocks."""
     if kind not in SCALES:
         raise ValueError(f"kind is {shown(kind)}; one of {', '.join(SCALES)} is needed")
-    if rank < 1:
-        raise ValueError(f"rank is {rank}; 1 or more is needed")
     ranks = named(model, targets, rank) if targets in SETS else listed(Path(targets), rank)
     count = model.config.num_layers
     if last is not None and not 0 < last <= count:

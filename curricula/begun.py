@@ -29,8 +29,7 @@ class Begun:
         self.span = (float(sizes.min()), float(max(sizes.max(), sizes.min() + 1e-3)))
 
     def bytes(self, ratio: int) -> int:
-        """Of a state, so that its share of the header fits as well."""
-        return int(2 * self.width / ratio - HEADER / PACKET)
+        return room(self.width, ratio)
 
     def head(self, size: int, *, told: bool = True, sensed: bool = True) -> transfer.Head:
         """Of so many bytes. Not told the token and without a sense of what matters, it is what is known as PCA with bit
@@ -42,6 +41,11 @@ class Begun:
         both = expected.T @ self.cross
         left = self.state - both - both.T + expected.T @ self.own @ expected
         return transfer.fitted(size, self.span, expected, left, self.root if sensed else np.eye(self.width))
+
+
+def room(width: int, ratio: int) -> int:
+    """Bytes of a state, so that its share of the header fits as well."""
+    return int(2 * width / ratio - HEADER / PACKET)
 
 
 def summed(given: Onward, group: Any) -> np.ndarray:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from agp.bounds import outside
 from agp.figures import GOAL
 from agp.models.decoder import Decoder
+from agp.peak import streams_of
 from agp.train import FitConfig
 from curricula.runner import Stage
 from curricula.stages import adapt, calibrate, depth, domain, harvest, rows, semantic, trajectory, transfer
@@ -46,11 +47,11 @@ def stages(recipe: Recipe) -> list[Stage]:
 
 def faults(recipe: Recipe) -> list[str]:
     """What can be known to be wrong before anything starts, each setting by its whole name."""
-    of_rows = rows.faults(recipe.rows)
     learned = replace(recipe.domain, data=dict.fromkeys(rows.sources(recipe.rows), ""))
+    elsewhere = ["data is no setting of a recipe; --data DIR gives rows of your own"] if recipe.domain.data else []
     special = {
-        "rows": of_rows,
-        "domain": [] if of_rows else domain.faults(learned),
+        "rows": rows.faults(recipe.rows),
+        "domain": elsewhere + domain.faults(learned),
         "harvest": harvest.faults(recipe.harvest),
         "calibrate": calibrate.faults(recipe.calibrate),
     }
@@ -68,13 +69,17 @@ def gate_faults(recipe: Recipe) -> list[str]:
 
 
 def unfit(recipe: Recipe, model: Decoder) -> list[str]:
-    """Settings that this model has no room for."""
+    """Settings that this model has no room for, where each is sound by itself."""
     special = {"domain": adapt.unfit(recipe.domain, model), "depth": depth.faults(recipe.depth, model)}
     try:
         taps = harvest.chosen(recipe.harvest, model)
     except ValueError as e:
         return named(special | {"harvest": [str(e)]})
-    more = {"semantic": semantic.faults(recipe.semantic, taps), "transfer": transfer.faults(recipe.transfer, taps)}
+    width = streams_of(model.config) * model.config.hidden_size
+    more = {
+        "semantic": semantic.faults(recipe.semantic, taps),
+        "transfer": transfer.faults(recipe.transfer, taps, width),
+    }
     return named(special | more)
 
 

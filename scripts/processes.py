@@ -9,15 +9,17 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from signal import SIGKILL, Signals
+from signal import SIGINT, SIGKILL, Signals
 from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 
-LOG = "log"
+LOG, STARTER = "log", "AGP_STARTER"
 SHOWN = 2000  # letters of a log
 WHY: dict[int, str] = {SIGKILL: ", as a system does that runs out of memory: --processes 1 takes less"}
 GO_ON = "What was saved last is whole, and the same command goes on from it"
@@ -39,6 +41,20 @@ def run(count: int, argv: Sequence[str], root: Path) -> int:
     return next((code if code > 0 else 128 - code for code in codes if code), 0)
 
 
+def alone_if_left() -> None:
+    """A process whose starter is gone stops as by Ctrl-C: it has saved what it has, and nobody waits for it."""
+    starter = os.environ.get(STARTER)
+    if starter is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(starter):
+            time.sleep(1)
+        os.kill(os.getpid(), SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def usual() -> int:
     return min(2, os.cpu_count() or 1) if mx.default_device() == mx.cpu else 1
 
@@ -49,6 +65,7 @@ def place(root: Path, rank: int) -> Path:
 
 def start(rank: int, argv: Sequence[str], out: Path, file: Path) -> subprocess.Popen:
     env = os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(file), "OPENBLAS_NUM_THREADS": "1", "AGP_QUIET": "1"}
+    env[STARTER] = str(os.getpid())
     command = [sys.executable, "-m", "scripts.cli", "train", *argv, *(["--out", str(out)] if rank else [])]
     if not rank:
         return subprocess.Popen(command, env=env)

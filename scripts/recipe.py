@@ -9,10 +9,11 @@ from pathlib import Path
 
 from agp import data
 from agp.artifacts import RESULTS, alone, unwritable, write_json
+from agp.bounds import outside
 from agp.figures import met
 from agp.hosts import announced, joined, told
 from agp.models.decoder import Decoder
-from agp.models.folder import find, stated
+from agp.models.folder import HUB_ID, find, stated
 from agp.overrides import from_file, override
 from agp.text import open_tokenizer
 from agp.train import METRICS
@@ -41,10 +42,14 @@ def run(args, name: str) -> int:
     runner.check(stages)
     if wrong := astray(args, [stage.name for stage in stages]):
         raise ValueError("; ".join(wrong))
-    lacking = missing(recipe, args.after or root.parent / recipe.after, fetch=not args.dry_run) + other(root, name)
+    wrong = faulty(recipe) + other(root, name)
+    lacking = wrong + missing(recipe, args.after or root.parent / recipe.after)
     if args.dry_run:
         kept = stages[: [stage.name for stage in stages].index(args.again)] if args.again else stages
-        return preview(recipe, stages, root, lacking + runner.changed(kept, root))
+        return preview(recipe, stages, root, lacking + runner.changed(kept, root), sound=not wrong)
+    if not lacking and unknown(recipe.domain.model):
+        find(recipe.domain.model, recipe.domain.revision)
+        lacking = faulty(recipe)
     if lacking:
         raise ValueError("; ".join(lacking))
     past = None if args.past_gate is None else runner.Past(args.past_gate, args.why)
@@ -55,6 +60,7 @@ def run(args, name: str) -> int:
         return processes.run(count, [name, *again(args)], root)
     with announced(hosts, args.wait):
         settings = {stage.name: runner.made_of(stage, {}) for stage in stages}
+    processes.alone_if_left()
     first = hosts is None or not hosts.rank
     with joined(hosts, {"recipe": name, "settings": settings}, args.wait) as group, alone(root):
         if args.again:
@@ -134,15 +140,33 @@ def asked_for(args, name: str) -> Recipe:
     return recipe
 
 
-def missing(recipe: Recipe, before: Path, fetch: bool) -> list[str]:
-    """What must be there, or be otherwise, before anything starts. A model that is not here yet may be fetched."""
-    wrong = recipes.faults(recipe) + (not_passed(recipe.after, before) if recipe.after else [])
+def missing(recipe: Recipe, before: Path) -> list[str]:
+    """What must be there before anything starts."""
+    absent = not_passed(recipe.after, before) if recipe.after else []
+    if not recipe.rows.data and not recipe.rows.made:
+        how = "rows of your own, --data DIR with train.jsonl in it (docs/your-own-data.md)"
+        absent.insert(0, f"rows.data is missing: {how}")
+    return absent
+
+
+def faulty(recipe: Recipe) -> list[str]:
+    """Settings that make no sense, by themselves or for this model."""
+    wrong = recipes.faults(recipe)
+    if outside(recipe) or unknown(recipe.domain.model):
+        return wrong
     try:
-        if fetch and not wrong:
-            find(recipe.domain.model, recipe.domain.revision)
-        return list(dict.fromkeys(wrong + recipes.unfit(recipe, shaped(recipe))))
+        return wrong + recipes.unfit(recipe, shaped(recipe))
     except ValueError as e:
-        return wrong or ([f"domain.model: {e}"] if fetch else [])
+        return [*wrong, f"domain.model: {e}"]
+
+
+def unknown(model: str) -> bool:
+    """Whether nothing of it is here, though it may be on the Hub."""
+    try:
+        stated(model)
+    except ValueError:
+        return bool(HUB_ID.fullmatch(model)) and not Path(model).exists()
+    return False
 
 
 def not_passed(name: str, root: Path) -> list[str]:
@@ -168,15 +192,17 @@ def shaped(recipe: Recipe) -> Decoder:
     return estimate.shaped(given, recipe.domain.quantize)
 
 
-def preview(recipe: Recipe, stages: list[runner.Stage], root: Path, lacking: list[str]) -> int:
+def preview(recipe: Recipe, stages: list[runner.Stage], root: Path, lacking: list[str], sound: bool) -> int:
     """Stages and gates; then what they would take."""
     for stage in stages:
         gate = ", ".join(f"{name} {goal}" for name, goal in stage.gate.items()) or "no gate"
         print(f"{stage.name:<12} {runner.state(root / stage.name):<24} {gate}")
-    try:
-        takes(recipe, stages, root)
-    except ValueError as e:
-        print(f"\nwhat they take is not estimated: {e}")
+    if sound:
+        try:
+            takes(recipe, stages, root)
+        except ValueError as e:
+            print(f"\nwhat they take is not estimated: {e}")
+            lacking = lacking + ([] if unknown(recipe.domain.model) else [str(e)])
     if lacking:
         print("\nIt would not start:", *(f"- {fault}" for fault in lacking), sep="\n")
     return int(bool(lacking))
@@ -235,7 +261,7 @@ def observed(recipe: Recipe, root: Path) -> estimate.Work:
     """The rows there are, or as many as there may be."""
     there = runner.state(root / "rows") == "whole"
     remote = any(data.on_hub(where) for where in recipe.rows.data.values())
-    if not there and (rows.faults(recipe.rows) or remote):
+    if not there and (remote or not recipe.rows.data and not recipe.rows.made):
         return estimate.assumed(recipe)
     own = replace(recipe.rows, general={})  # those are few, and take long to make
     given = {role: rows.read(root / "rows", role) for role in rows.ROLES} if there else rows.understood(own)

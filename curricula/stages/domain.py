@@ -124,7 +124,7 @@ def faults(config: Config) -> list[str]:
     wrong += [] if config.data else ["data is missing: a folder with train.jsonl"]
     if odd := [name for name in config.data if not NAME.fullmatch(name) or name == "loss"]:
         wrong.append(
-            f"a source cannot be called {', '.join(map(repr, odd))}: letters, digits, - and _, and not 'loss'; "
+            f"data: a source cannot be called {', '.join(map(repr, odd))}: letters, digits, - and _, and not 'loss'; "
             "--data NAME=DIR gives another name"
         )
     if strange := sorted(config.weights.keys() - config.data.keys()):

@@ -79,7 +79,7 @@ def cuts(config: Config, role: str) -> dict[str, Any]:
 
 def faults(config: Config) -> list[str]:
     wrong = []
-    if config.noises + config.omissions < 1:
+    if config.noises == config.omissions == 0:
         wrong.append("noises and omissions are both 0: vitality needs some disturbance")
     if len(config.windows) != len(ROLES):
         wrong.append(f"windows are {config.windows}; a number for each of {', '.join(ROLES)} is needed")

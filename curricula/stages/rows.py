@@ -58,8 +58,8 @@ def faults(config: Config) -> list[str]:
     wrong = []
     if config.data and config.made:
         wrong.append("data and made are both given: rows are read or made, not both")
-    if not config.data and not config.made:
-        wrong.append("data is missing: rows of your own, --data DIR with train.jsonl in it (docs/your-own-data.md)")
+    if config.columns and not config.data:
+        wrong.append("columns are of data sets of the Hub, and there is no data; leave them out")
     for name in ("shares", "made", "general"):
         given = getattr(config, name)
         if strange := sorted(given.keys() - set(ROLES)):

@@ -39,7 +39,7 @@ class Config:
     kernel: str = ""  # a file that names concepts; none: those that rows name
     least: Count = 10  # documents of `heads` in which a concept holds: of fewer nothing is learned
     width: Count = 1152  # free latents
-    active: tuple[Whole, ...] = (1, 2, 1)  # concepts of each type
+    active: tuple[Count, ...] = (1, 2, 1)  # concepts of each type
     picks: Count = 7
     each: Count = 4  # free latents at each pick
     settle: Whole = 1
@@ -67,6 +67,9 @@ def faults(config: Config, taps: Sequence[int]) -> list[str]:
         wrong.append(f"tap is {config.tap}; states are kept after blocks {', '.join(map(str, taps))}")
     if len(config.active) != len(TYPES):
         wrong.append(f"active is {config.active}; a number for each of {', '.join(TYPES)} is needed")
+    if config.picks * config.each > config.width:
+        told = f"picks is {config.picks}, of {config.each} latents each"
+        wrong.append(f"{told}; no more than width, {config.width}, can be picked in all")
     if config.kernel:
         try:
             kernel.read(Path(config.kernel).expanduser())

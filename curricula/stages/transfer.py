@@ -18,7 +18,7 @@ from agp.artifacts import write_json
 from agp.bounds import Count, Positive, Seed, Whole
 from agp.hosts import totalled
 from agp.train import FitConfig, drawn
-from curricula.begun import CHUNK, Begun
+from curricula.begun import CHUNK, Begun, room
 from curricula.clustered import clusters, mean
 from curricula.exchange import ranked
 from curricula.features import Features
@@ -66,12 +66,15 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     return measured(config, begun, heads, test, out, group)
 
 
-def faults(config: Config, taps: Sequence[int]) -> list[str]:
+def faults(config: Config, taps: Sequence[int], width: int) -> list[str]:
+    """`width` is how many numbers a state has."""
     wrong = []
     if config.tap not in (None, *taps):
         wrong.append(f"tap is {config.tap}; states are kept after blocks {', '.join(map(str, taps))}")
     if not config.ratios or list(config.ratios) != sorted(set(config.ratios)) or config.ratios[0] < 2:
         wrong.append(f"ratios are {config.ratios}; whole numbers of 2 or more in rising order are needed")
+    elif room(width, config.ratios[-1]) < 1:
+        wrong.append(f"ratios are {config.ratios}; of a state of {2 * width} bytes the last leaves none")
     return wrong
 
 

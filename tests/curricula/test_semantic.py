@@ -157,10 +157,11 @@ def test_the_head_is_the_one_that_tune_liked_best(tmp_path):
 
 
 def test_settings_that_make_no_sense_are_refused(tmp_path):
-    config = replace(CONFIG, tap=5, active=(1, 2), kernel=str(tmp_path))
-    tap, active, kernel = semantic.faults(config, [4, 6, 8, 10])
+    config = replace(CONFIG, tap=5, active=(1, 2), kernel=str(tmp_path), picks=99)
+    tap, active, picks, kernel = semantic.faults(config, [4, 6, 8, 10])
     assert tap == "tap is 5; states are kept after blocks 4, 6, 8, 10"
     assert active.startswith("active is (1, 2); a number for each of primitive, invariant, bundle")
+    assert picks.startswith("picks is 99, of ") and "no more than width" in picks
     assert kernel.startswith(f"kernel: {tmp_path} is no file")
 
 

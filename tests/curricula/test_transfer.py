@@ -224,8 +224,9 @@ def test_four_streams_are_sent_together(tmp_path):
         ({"tap": 5}, "tap is 5; states are kept after blocks 4, 6"),
         ({"ratios": (8, 4)}, "whole numbers of 2 or more in rising order"),
         ({"ratios": ()}, "ratios are"),
+        ({"ratios": (4, 400)}, "of a state of 384 bytes the last leaves none"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change, said):
-    (wrong,) = stage.faults(replace(CONFIG, **change), [4, 6])
+    (wrong,) = stage.faults(replace(CONFIG, **change), [4, 6], 192)
     assert said in wrong

@@ -64,6 +64,24 @@ def test_a_process_that_was_killed_is_named(tmp_path):
     assert run.returncode and "process 1 was ended by SIGKILL, as a system does that runs out" in err
 
 
+def test_processes_whose_starter_was_killed_stop(tmp_path):
+    run = begin("--out", str(tmp_path / "run"))
+    while not (tmp_path / "run/rows/manifest.json").exists():
+        assert run.poll() is None
+        time.sleep(0.1)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    assert len(children) == 2
+    run.kill()
+    run.communicate()
+    for _ in range(60):
+        if not [child for child in children if Path(f"/proc/{child}").exists()]:
+            break
+        time.sleep(1)
+    else:
+        raise AssertionError("still at work")
+    assert runner.state(tmp_path / "run/calibrate") == "not begun"
+
+
 def test_ctrl_c_stops_them_all_and_what_goes_on_ends_in_the_same_files(tmp_path):
     words = ["--until", "domain", "domain.fit.steps=6", "domain.fit.log_every=1"]
     run = begin("--out", str(tmp_path / "run"), *words)

@@ -79,6 +79,22 @@ def test_what_is_whole_takes_no_more_time(made, capsys):
     assert re.search(r"harvest .* - \| .* -$", said, re.MULTILINE)
 
 
+SENSELESS = ["domain.fit.steps=0", "trajectory.hidden=0", "depth.blocks=99", "harvest.windows=8", "transfer.ratios=0"]
+
+
+@pytest.mark.parametrize("setting", [*SENSELESS, "domain.fit.evaluate_every=0", "semantic.active=0,0,0"])
+def test_of_settings_that_make_no_sense_nothing_is_estimated(setting, tmp_path, capsys):
+    assert train("smoke", "--out", str(tmp_path), "--dry-run", setting) == 1
+    said = capsys.readouterr().out
+    assert f"It would not start:\n- {setting.partition('=')[0]} " in said and "What they take" not in said
+
+
+def test_rows_that_cannot_be_read_are_what_would_be_refused(tmp_path, capsys):
+    (tmp_path / "train.jsonl").write_text("{")
+    assert train("smoke", "--out", str(tmp_path / "run"), "--dry-run", "--data", str(tmp_path)) == 1
+    assert "line 1" in capsys.readouterr().out.partition("It would not start:")[2]
+
+
 def test_a_dry_run_says_what_would_be_refused(made, capsys):
     words = ["smoke", "--out", str(made), "--dry-run", "trajectory.hidden=8"]
     assert train(*words) == 1
@@ -232,6 +248,12 @@ WRONG = {
     "a gate of no stage": (["smoke", "gates.foo.x=>= 1"], "gates.foo: there is no such stage; they are rows, domain"),
     "no goal": (["smoke", "gates.rows.heads=many"], "gates.rows.heads is 'many'; such as '>= 0.9' is needed"),
     "a gate without a goal": (["smoke", "gates.rows=1"], "gates is {'rows': '1'}; gates.NAME.NAME=value is needed"),
+    "more picked than there is": (["smoke", "semantic.picks=99"], "semantic.picks is 99, of 7 latents each; no more"),
+    "rows where none are": (["smoke", "domain.data.notes=/nope"], "domain.data is no setting of a recipe; --data DIR"),
+    "a list of words": (
+        ["smoke", "harvest.taps=a,b"],
+        "harvest.taps is 'a,b'; a list such as 4,6,8, each a whole number",
+    ),
     "no such checkpoint": (["smoke", "--model", "no/such/model"], "domain.model: there is no folder no/such/model"),
     "no such stage to end at": (
         ["smoke", "--until", "depht"],
