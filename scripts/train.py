@@ -84,7 +84,8 @@ def add_arguments(parser) -> None:
         "--processes",
         type=int,
         metavar="N",
-        help="of this machine, that run a recipe together (default: on a CPU of two cores or more 2, else 1)",
+        help="of this machine, that run a recipe together (default: on a CPU of two cores or more 2, else 1); another "
+        "number makes the same but for rounding",
     )
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage of the recipe")
     parser.add_argument(
