@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agp.models.tensors import shown
+from agp.models.tensors import shown, some
 from agp.text import Tokenizer
 from curricula.features import Features
 from heads.semantic import TYPES
@@ -54,7 +54,9 @@ def read(path: Path) -> list[Concept]:
         given = json.loads(path.read_bytes().decode())
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path} is not JSON: {e}") from e
-    if not isinstance(given, dict) or given.keys() != {"concepts"} or not isinstance(given["concepts"], list):
+    if isinstance(given, dict) and "concepts" in given and (odd := sorted(given.keys() - {"concepts"})):
+        raise ValueError(f"{path} has {some(odd)} beside concepts, of which no use is made; leave it out")
+    if not isinstance(given, dict) or not isinstance(given.get("concepts"), list):
         raise ValueError(f'{path} is {shown(given)}; {{"concepts": [...]}} is needed')
     if not given["concepts"]:
         raise ValueError(f"{path} names no concept")
@@ -71,7 +73,7 @@ def read(path: Path) -> list[Concept]:
 
 def understood(number: int, given: Any, wrong: list[str]) -> Concept | None:
     if not isinstance(given, dict) or not isinstance(given.get("name"), str) or not given["name"].strip():
-        wrong.append(f"concept {number}: is {shown(given)}; an object with a name is needed")
+        wrong.append(f"concept {number}: is {shown(given)}; an object with a name, a text, is needed")
         return None
     name, faults = given["name"], []
     if given.get("type") not in TYPES:
