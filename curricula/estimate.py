@@ -15,7 +15,6 @@ from agp.models.decoder import Decoder
 from agp.models.folder import build
 from agp.models.packed import stated
 from agp.peak import forward_bytes, head_dims, kv_heads, step_bytes, streams_of
-from agp.targets import design
 from curricula import ability, oracle
 from curricula.observe import kinds
 from curricula.recipes import Recipe
@@ -82,7 +81,7 @@ def on_disk(model: Decoder, choice: str | None, room: float) -> bool:
 def learned(model: Decoder, config: domain.Config) -> int:
     """Numbers that the adapter has."""
     there = linears(model)
-    parts = design(model, config.targets, last=config.last, rank=config.rank, kind=config.kind).parts
+    parts = domain.designed(config, model).parts
     rows = sum(shape(there[path])[0] for path in parts) if config.kind == "dora" else 0
     return rows + sum(part.rank * sum(shape(there[path])) for path, part in parts.items())
 

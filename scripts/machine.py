@@ -14,7 +14,6 @@ from agp.memory import available
 from agp.models.decoder import Decoder
 from agp.packing import assemble
 from agp.supervise import Example
-from agp.targets import design
 from curricula import estimate
 from curricula.stages import domain
 from scripts.doctor import USABLE, matmul_speed
@@ -48,7 +47,7 @@ def here(config: domain.Config, model: Decoder) -> Machine:
         speed = matmul_speed()
         about = f"products of matrices run at {speed:,.0f} GFLOP/s, of which {SHARE:.0%} are assumed"
         return Machine("here", available() * USABLE, SHARE * speed * 1e9 / 2, number, about)
-    attach(model, design(model, config.targets, last=config.last, rank=config.rank, kind=config.kind))
+    attach(model, domain.designed(config, model))
     rng, words = np.random.default_rng(0), model.config.vocab_size
     learned = np.ones(config.length, bool)
     rows = [[Example("", rng.integers(words, size=config.length), learned)] for _ in range(min(config.rows, TIMED))]

@@ -47,13 +47,14 @@ def run(args, name: str) -> int:
     if args.dry_run:
         kept = stages[: [stage.name for stage in stages].index(args.again)] if args.again else stages
         return preview(recipe, stages, root, lacking + runner.changed(kept, root), sound=not wrong)
-    if not lacking and unknown(recipe.domain.model):
-        find(recipe.domain.model, recipe.domain.revision)
-        lacking = faulty(recipe)
-    if lacking:
-        raise ValueError("; ".join(lacking))
     past = None if args.past_gate is None else runner.Past(args.past_gate, args.why)
     hosts, count = told(), processes.usual() if args.processes is None else args.processes
+    with announced(hosts, args.wait):  # what is wrong here may be right on the others
+        if not lacking and unknown(recipe.domain.model):
+            find(recipe.domain.model, recipe.domain.revision)
+            lacking = faulty(recipe)
+        if lacking:
+            raise ValueError("; ".join(lacking))
     if count < 1:
         raise ValueError(f"--processes is {count}; 1 or more is needed")
     if hosts is None and count > 1:

@@ -149,7 +149,7 @@ def test_what_is_wrong_is_said_with_file_and_concept(concepts, said, tmp_path):
         ("{", "is not JSON"),
         ("[]", r'\{"concepts": \[...\]\} is needed'),
         ('{"concepts": 1}', "is needed"),
-        ('{"concepts": [], "more": 1}', r"has \['more'\] beside concepts|has more beside concepts"),
+        ('{"concepts": [], "more": 1}', "has more beside concepts"),
         ("[" * 100_000, "is not JSON"),
         (" " * 1_000_001, "has 1,000,001 bytes; a kernel has 1,000,000 at most"),
     ],

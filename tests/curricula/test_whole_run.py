@@ -191,6 +191,17 @@ def test_a_stage_that_is_whole_on_one_host_alone_is_finished_on_the_other(tmp_pa
 
 
 @pytest.mark.slow
+def test_what_one_host_lacks_the_other_is_told(tmp_path):
+    """It would wait for it, and not know why."""
+    file = host_file(tmp_path)
+    lacks = [[], ["semantic.kernel=nosuch"]]
+    runs = [start(command(tmp_path / f"{rank}", *lacks[rank]), rank, file) for rank in range(2)]
+    (first, said), (second, why) = (ended(run, within=50) for run in runs)
+    assert (first, second) == (2, 2)
+    assert "host 1 cannot begin: semantic.kernel: nosuch is no file" in said and "semantic.kernel: nosuch is" in why
+
+
+@pytest.mark.slow
 def test_rows_that_name_no_concepts_go_through_all_stages(tmp_path):
     """As most people's rows are: all latents are free then, and the report has no concepts to show. Of text so strange
     to the model no state is good enough to leave at, and there is nothing to tell apart."""
