@@ -107,7 +107,7 @@ def test_two_processes_train_the_heads_that_one_trains(tmp_path):
 
 @pytest.mark.prove
 def test_two_processes_figure(tmp_path):
-    """Depth and transfer to the bit; of the others, slopes are added up in another order."""
+    """Semantic, depth and transfer to the bit; of the others, slopes are added up in another order."""
     found = differences(tmp_path)
     command_ = "pytest -m prove tests/curricula/test_whole_run.py"
     value = {name: max(of.values()) for name, of in found.items()}
