@@ -64,6 +64,12 @@ def replacing(path: Path | str) -> Iterator[Path]:
         os.close(folder)
 
 
+def cleared(folder: Path) -> None:
+    """Of writes that a kill cut short."""
+    for path in folder.rglob(".*.part*"):
+        path.unlink()
+
+
 def unwritten(path: Path, why: str) -> str:
     free = shutil.disk_usage(path.parent).free
     return f"{path} could not be written: {why} ({free / 1e6:,.1f} MB are free there). What was there before is whole"

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -277,7 +278,8 @@ def joined(hosts: Hosts | None, holds: Mapping[str, Any], wait: float = 120) -> 
             raise ValueError(f"the hosts do not hold the same: {'; '.join(wrong)}")
         faulthandler.dump_traceback_later(wait, exit=True)  # of a host lost right now: `init` lets no Python thread run
         try:
-            group = mx.distributed.init(strict=True, backend="ring")
+            with ended_at_once():
+                group = mx.distributed.init(strict=True, backend="ring")
         except RuntimeError as e:
             raise ConnectionError(
                 f"the ring of hosts could not be made: {e}. Something else may be using one of its ports: end it, or "
@@ -288,6 +290,20 @@ def joined(hosts: Hosts | None, holds: Mapping[str, Any], wait: float = 120) -> 
         meeting.watch()
         yield group
         meeting.leave()
+
+
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """By Ctrl-C, while there is nothing to save: `init` would let no Python hear of it before its end."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from agp.artifacts import write_bytes, write_safetensors
+from agp.artifacts import cleared, write_bytes, write_safetensors
 from agp.hosts import differences, most, spread
 from agp.models.tensors import read_header, shown, some
 
@@ -33,8 +33,7 @@ class State:
     @classmethod
     def load(cls, out: Path, model: Any, optimizer: Any, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> Self:
         """Put what `out` holds into model and optimizer; a fresh state where it holds none."""
-        for left in out.glob(".*.part*"):  # of a write that a kill cut short
-            left.unlink()
+        cleared(out)
         path = out / STATE
         if not path.exists():
             return cls(asked(config, inputs))

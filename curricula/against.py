@@ -16,7 +16,6 @@ from heads.trajectory import Told
 
 BINS, POINTS = 15, 40
 COST = ((0, 1, 2, 2), (10, 0, 1, 1), (10, 1, 0, 1), (10, 1, 1, 0))  # true route by row: accepting too early is dear
-LENS = ("confidence", "doubt", "margin", "entropy")
 COMPARED = ("auroc", "auroc_gain", "risk_coverage_gain", "best_baseline")
 
 
@@ -24,15 +23,19 @@ def measured(
     decoder: Decoder,
     found: Mapping[str, Features],
     enough: Mapping[str, np.ndarray],
+    clear: float,
     route: np.ndarray,
     said: Told,
     group: Any = None,
 ) -> tuple[dict, dict]:
-    """Metrics, and what plots need; all of it on `test`, whose true `route` this is, and what the head `said`."""
+    """Metrics, and what plots need; all of it on `test`, whose true `route` this is, and what the head `said`.
+
+    A first choice that is ahead by `clear` is ahead enough: so the labels say, and so the probes are told.
+    """
     test, taps = found["test"], found["test"].taps
     cluster = clusters(test)
     chance, sure = accepting(said.route)
-    others = simpler(decoder, found, enough, group)
+    others = simpler(decoder, found, enough, clear, group)
     metrics: dict[str, Any] = {name: {} for name in (*COMPARED, "one_sided")}
     plots: dict[str, Any] = {"risk_coverage": {}, "auroc": {}, "reliability": {}}
     for t, tap in enumerate(map(str, taps)):
@@ -50,7 +53,7 @@ def measured(
     metrics["auroc_worst"] = min((of["value"] for of in metrics["auroc"].values()), default=None)
     metrics["auroc_gain_least"] = min((of["value"] for of in gained), default=None)
     metrics["auroc_gain_surely"] = min((of["interval"][0] for of in gained), default=None)
-    more, drawn = vitality(found, said, group), routes(said.route.argmax(-1), route, cluster)
+    more, drawn = vitality(found, said, clear, group), routes(said.route.argmax(-1), route, cluster)
     return metrics | more[0] | drawn, plots | more[1]
 
 
@@ -80,11 +83,15 @@ def accepting(route: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def simpler(
-    decoder: Decoder, found: Mapping[str, Features], enough: Mapping[str, np.ndarray], group: Any = None
+    decoder: Decoder,
+    found: Mapping[str, Features],
+    enough: Mapping[str, np.ndarray],
+    clear: float,
+    group: Any = None,
 ) -> dict[str, np.ndarray]:
     """Scores of `test`, N T each."""
     test, taps = found["test"], len(found["test"].taps)
-    facts = {role: lens(features) for role, features in found.items()}
+    facts = {role: lens(features, clear) for role, features in found.items()}
     names = {"constant": None, "confidence": 0, "margin": 2, "entropy": 3}
     scores = {
         name: np.zeros((test.count, taps)) if at is None else facts["test"][:, :, at] * (-1 if name == "entropy" else 1)
@@ -104,11 +111,12 @@ def simpler(
     return scores | {name: np.stack([of[name] for of in each], axis=1) for name in each[0]}
 
 
-def lens(features: Features) -> np.ndarray:
-    """N T 4: what the whole head says, logs of the first share and of all others, margin, entropy."""
+def lens(features: Features, clear: float) -> np.ndarray:
+    """N T 5: of the whole head, logs of the first share and of all others, margin, entropy, margin up to `clear`."""
     share = features.whole("confidence").astype(np.float64)
     doubt = np.log(np.maximum(1 - share, 1e-7))
-    parts = [np.log(share), doubt, features.whole("margin"), features.whole("entropy")]
+    margin = features.whole("margin")
+    parts = [np.log(share), doubt, margin, features.whole("entropy"), np.minimum(margin, clear)]
     return np.stack(parts, axis=-1).astype(np.float32)
 
 
@@ -117,13 +125,13 @@ def states(decoder: Decoder, features: Features, tap: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def vitality(found: Mapping[str, Features], said: Told, group: Any = None) -> tuple[dict, dict]:
+def vitality(found: Mapping[str, Features], said: Told, clear: float, group: Any = None) -> tuple[dict, dict]:
     """By which share of its squared error the head is better than what the lens's confidence tells of vitality."""
     test = found["test"]
     alive, guess = test.whole("vitality"), 1 / (1 + np.exp(-said.vitality))
 
     def work(t: int) -> dict[str, np.ndarray]:
-        given = {role: lens(features)[:, t] for role, features in found.items()}
+        given = {role: lens(features, clear)[:, t] for role, features in found.items()}
         truth = {role: features.whole("vitality")[:, t] for role, features in found.items()}
         there = {role: np.isfinite(of) for role, of in truth.items()}
         pairs = [part for role in ("heads", "tune") for part in (given[role][there[role]], truth[role][there[role]])]

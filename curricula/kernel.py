@@ -51,9 +51,9 @@ def read(path: Path) -> list[Concept]:
     if (size := path.stat().st_size) > LARGEST:
         raise ValueError(f"{path} has {size:,} bytes; a kernel has {LARGEST:,} at most")
     try:
-        given = json.loads(path.read_bytes().decode())
+        given = json.loads(path.read_bytes().decode(), object_pairs_hook=once)
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} is not JSON: {e}") from e
+        raise ValueError(f"{path} is no JSON to go by: {e}") from e
     if isinstance(given, dict) and "concepts" in given and (odd := sorted(given.keys() - {"concepts"})):
         raise ValueError(f"{path} has {some(odd)} beside concepts, of which no use is made; leave it out")
     if not isinstance(given, dict) or not isinstance(given.get("concepts"), list):
@@ -69,6 +69,12 @@ def read(path: Path) -> list[Concept]:
     if wrong:
         raise ValueError(f"{path}:\n" + "\n".join(wrong))
     return sorted((c for c in found if c is not None), key=lambda concept: TYPES.index(concept.type))
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if twice := [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]:
+        raise ValueError(f"{some(twice)} stands twice in one object")
+    return dict(pairs)
 
 
 def understood(number: int, given: Any, wrong: list[str]) -> Concept | None:

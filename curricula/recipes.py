@@ -133,9 +133,13 @@ def tiny() -> Recipe:
 
 
 def tiny3n() -> Recipe:
-    """The same on the tiny Gemma 3n."""
+    """The same on the tiny Gemma 3n, whose states say most of what they know only to who looks at many tokens."""
     recipe = tiny()
-    return replace(recipe, domain=replace(recipe.domain, model="tiny-gemma3n"))
+    return replace(
+        recipe,
+        domain=replace(recipe.domain, model="tiny-gemma3n"),
+        trajectory=replace(recipe.trajectory, glance=1536),
+    )
 
 
 def smoke() -> Recipe:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 import agp
-from agp.artifacts import digest, write_json
+from agp.artifacts import cleared, digest, write_json
 from agp.figures import met
 from agp.hosts import added, differences
 from agp.models.tensors import shown, some
@@ -83,6 +83,7 @@ def run(
     made: dict[str, dict] = {}
     for stage in stages[: len(stages) if until is None else names.index(until) + 1]:
         out = root / stage.name
+        cleared(out)
         key = made_of(stage, {name: made[name]["digest"] for name in stage.needs})
         manifest, places = whole(out, key), {name: getattr(stage.config, name) for name in stage.places}
         if not everywhere(group, manifest):  # asked of all, whether it is here or not
@@ -187,8 +188,10 @@ def read(out: Path) -> dict:
     path = out / MANIFEST
     try:
         manifest = dict(json.loads(path.read_text()))
+        if "digest" not in manifest:
+            raise ValueError("it has no digest")
         sound = manifest["digest"] == digest_of(manifest)
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, TypeError) as e:
         raise ValueError(
             f"{path} is no manifest that can be read: {shown(str(e))}. Make it again: --from {out.name}"
         ) from e

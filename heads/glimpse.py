@@ -17,7 +17,7 @@ from heads.vocabulary import rows
 
 PART = 1 << 14  # rows of the head at once
 LEAST = 1e-9  # of the share of all others: a log of it is never far away
-FACTS = ("confidence", "doubt", "margin", "entropy", "height")
+FACTS = ("confidence", "doubt", "margin", "entropy", "height", "lead")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +26,13 @@ class Config:
     others: int  # all the rest of the vocabulary
     dim: int
     cap: float | None  # of the logits
+    clear: float  # a gap as large as labels ask for: from there on it makes no difference how large
 
 
 class Glance(NamedTuple):
     token: mx.array  # the likeliest of those looked at
-    facts: mx.array  # ... F, as FACTS says: logs of the first one's share and of all others', a gap, nats, a logit
+    facts: mx.array  # ... F, as FACTS says: logs of the first one's share and of all others', a gap, nats, a logit,
+    # the gap up to what is clear
 
 
 class Head(nn.Module):
@@ -39,7 +41,7 @@ class Head(nn.Module):
         self.ids = mx.zeros(config.count, mx.int32)
         self.rows = mx.zeros((config.count, config.dim))
         self.rest = mx.zeros(config.dim)  # the mean row of all others
-        self._others, self._cap = config.others, config.cap
+        self._others, self._cap, self._clear = config.others, config.cap, config.clear
 
     @property
     def macs(self) -> int:
@@ -57,14 +59,16 @@ class Head(nn.Module):
         others = weight.sum(-1, keepdims=True) + other + LEAST
         whole = mx.log1p(others)
         below = (weight * (first - logits)).sum(-1, keepdims=True) + other * (first - rest)
-        facts = [-whole, mx.log(others) - whole, first - second, whole + below / (1 + others), first]
+        gap, entropy = first - second, whole + below / (1 + others)
+        facts = [-whole, mx.log(others) - whole, gap, entropy, first, mx.minimum(gap, self._clear)]
         return Glance(self.ids[best[..., 0]], mx.concatenate(facts, axis=-1))
 
 
-def glimpse(decoder: Decoder, ids: np.ndarray) -> tuple[Config, Head]:
+def glimpse(decoder: Decoder, ids: np.ndarray, clear: float) -> tuple[Config, Head]:
     """Of the tokens `ids`: there is nothing to be learned."""
     size, dim = decoder.config.vocab_size, decoder.config.hidden_size
-    config = Config(count=len(ids), others=size - len(ids), dim=dim, cap=decoder.config.final_logit_softcapping)
+    cap = decoder.config.final_logit_softcapping
+    config = Config(count=len(ids), others=size - len(ids), dim=dim, cap=cap, clear=clear)
     assert config.others > 0, "a glance at the whole vocabulary is no glance"
     total = mx.zeros(dim)
     for at in range(0, size, PART):

@@ -123,8 +123,11 @@ class Head(nn.Module):
 
 
 def parted(said: mx.array, hope: mx.array) -> Told:
+    """The first logit of a route is the log-odds of accepting: those of all others add up to one."""
     n = len(ROUTES)
-    return Told(said[..., :n], said[..., n], said[..., n + 1], hope, said[..., n + 2 :])
+    first, others = said[..., :1], said[..., 1:n]
+    route = mx.concatenate([first, others - mx.logsumexp(others, axis=-1, keepdims=True)], axis=-1)
+    return Told(route, said[..., n], said[..., n + 1], hope, said[..., n + 2 :])
 
 
 def gelu(x: mx.array) -> mx.array:

@@ -31,14 +31,15 @@ def run(count: int, argv: Sequence[str], root: Path) -> int:
         file = Path(folder) / "hosts.json"
         file.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports(count)]))
         started = [start(rank, argv, place(root, rank), file) for rank in range(count)]
-        codes = [waited(process) for process in started]
+        codes, stopped = waited(started)
     for rank, code in enumerate(codes):
         if code < 0:
             print(f"process {rank} was ended by {Signals(-code).name}{WHY.get(-code, '')}. {GO_ON}", file=sys.stderr)
         log = place(root, rank) / LOG
         if code and not codes[0] and log.exists():
             print(f"process {rank} ended with {code}: {log.read_text()[-SHOWN:]}", file=sys.stderr)
-    return next((code if code > 0 else 128 - code for code in codes if code), 0)
+    found = next((code if code > 0 else 128 - code for code in codes if code), 0)
+    return 130 if stopped and found else found  # the one that was slower may have missed the other first
 
 
 def alone_if_left() -> None:
@@ -74,13 +75,14 @@ def start(rank: int, argv: Sequence[str], out: Path, file: Path) -> subprocess.P
         return subprocess.Popen(command, env=env, stdout=log, stderr=log)
 
 
-def waited(process: subprocess.Popen) -> int:
-    """Ctrl-C reaches them all, and each saves what it has."""
+def waited(started: Sequence[subprocess.Popen]) -> tuple[list[int], bool]:
+    """How each ended, and whether by Ctrl-C: it reaches them all, and each saves what it has."""
+    stopped = False
     while True:
         try:
-            return process.wait()
+            return [process.wait() for process in started], stopped
         except KeyboardInterrupt:
-            continue
+            stopped = True
 
 
 def ports(count: int) -> list[int]:

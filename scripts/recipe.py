@@ -135,7 +135,9 @@ def asked_for(args, name: str) -> Recipe:
         recipe = replace(recipe, rows=own, domain=replace(recipe.domain, weights={}))
     recipe = override(recipe, args.settings)
     if recipe.after != after:
-        raise ValueError(f"after is {after!r}, and that is no setting; --after DIR says where its run is")
+        raise ValueError(
+            f"after={recipe.after}: that is no setting; --after DIR says where the run lies that comes before"
+        )
     if args.after and not after:
         raise ValueError(f"--after is of recipes that come after another, and {name} does not; leave it out")
     return recipe

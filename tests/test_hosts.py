@@ -275,6 +275,22 @@ def test_a_host_that_ends_before_the_ring_is_made_is_not_waited_for(tmp_path):
 
 
 @pytest.mark.slow
+def test_ctrl_c_ends_a_host_whose_ring_is_still_being_made(tmp_path):
+    """Seen to fail: it was heard after half a minute, when the others had given up."""
+    file = host_file(tmp_path)
+    met = TWO.replace("wait=3", "wait=60").replace(
+        "import mlx.core as mx", 'import mlx.core as mx\nprint("here", flush=True)'
+    )
+    first = start(["-c", met], 0, file)
+    assert first.stdout.readline() == "here\n"
+    gone = "from agp.hosts import *\nwith Meeting(told(), 8) as meeting:\n    meeting.all_said({})"
+    assert ended(start(["-c", gone], 1, file))[0] == 0
+    time.sleep(1)  # of the ring there is nothing to be seen from outside
+    first.send_signal(signal.SIGINT)
+    assert ended(first, within=5)[0] == -signal.SIGINT
+
+
+@pytest.mark.slow
 def test_a_host_that_says_goodbye_may_leave_first(tmp_path):
     file = host_file(tmp_path)
     late = (

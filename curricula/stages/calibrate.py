@@ -26,7 +26,7 @@ from curricula.mending import Mended, stacked
 from curricula.policy import Facing, Price
 from curricula.positions import Met, judged
 from curricula.probe import crossed
-from curricula.stages.trajectory import GLIMPSE, LIMITS, learn, sureness
+from curricula.stages.trajectory import GLIMPSE, LIMITS, learn, settled, sureness
 from curricula.teacher import teacher
 from heads import glimpse, saved, trajectory
 from heads.trajectory import Truth
@@ -74,6 +74,7 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     met["heads"].scaled(head)
     head.unfreeze(keys=["last"], recurse=False)
     how = learn(head, trajectory.loss, config, met, truth, out, needs, group)
+    settled(head, met["tune"], np.array(truth["tune"].route) == labels.ACCEPT)
     surely(head, met["tune"], states["tune"].agrees)
     saved.save(out, settings, head)
     said = {role: met[role].answers(head) for role in ROLES[1:]}

@@ -117,8 +117,6 @@ def make(
 ) -> None:
     """All shards, each by one host, for all hosts."""
     rank, size = ranked(group)
-    for path in out.glob(".*.part*"):  # of a write that a kill cut short
-        path.unlink()
     mine = [name for number, name in enumerate(parts) if number % size == rank and not (out / name).exists()]
     for name in tqdm(mine, desc="harvest", unit="shard", disable=bool(rank), file=sys.stderr):
         number = list(parts).index(name)

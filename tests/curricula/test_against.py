@@ -14,7 +14,7 @@ from curricula.teacher import teacher
 from heads.trajectory import Told
 from tests.curricula.run import smoke
 
-ROLES = ("heads", "tune", "test")
+ROLES, CLEAR = ("heads", "tune", "test"), 0.3
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,14 @@ def told(sure, alive=None):
 
 def measured(given, said):
     decoder, found, enough = given
-    return against.measured(decoder, found, enough, np.where(enough["test"], ACCEPT, 3), said)[0]
+    return against.measured(decoder, found, enough, CLEAR, np.where(enough["test"], ACCEPT, 3), said)[0]
 
 
 def test_a_head_that_knows_is_clearly_better_and_one_that_repeats_a_baseline_is_not(given):
     decoder, found, enough = given
     rng = np.random.default_rng(0)
     knows = measured(given, told(3.0 * enough["test"] + rng.normal(size=enough["test"].shape) / 2))
-    others = against.simpler(decoder, found, enough)
+    others = against.simpler(decoder, found, enough, CLEAR)
     best = {tap: of["auroc"] for tap, of in knows["best_baseline"].items()}
     copied = np.stack([others[best[str(tap)]][:, t] for t, tap in enumerate(found["test"].taps)], axis=1)
     repeats = measured(given, told(copied))
@@ -88,12 +88,14 @@ def test_vitality_is_told_better_by_one_that_knows_it_and_worse_by_one_that_does
 
 def test_baselines_are_what_they_are_called(given):
     decoder, found, enough = given
-    test, others = found["test"], against.simpler(decoder, found, enough)
+    test, others = found["test"], against.simpler(decoder, found, enough, CLEAR)
     assert others.keys() == {"constant", "confidence", "margin", "entropy", "probe", "state probe"}
     assert (others["constant"] == 0).all() and np.array_equal(others["margin"], test.whole("margin"))
     np.testing.assert_allclose(others["entropy"], -test.whole("entropy"), rtol=1e-6)
     np.testing.assert_allclose(others["confidence"], np.log(test.whole("confidence")), rtol=1e-4, atol=1e-6)
     assert np.abs(others["probe"] - others["state probe"]).max() > 0.1
+    lead = against.lens(test, CLEAR)[..., -1]
+    assert np.array_equal(lead, np.minimum(test.whole("margin"), CLEAR)) and 0 < (lead == CLEAR).mean() < 1
 
 
 def test_the_chance_of_accepting_is_that_of_a_softmax_over_routes():

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from curricula import labels, policy
+from curricula.against import accepting
+from curricula.clustered import auroc
 from curricula.features import Features
 from curricula.labels import Limits, sufficient
 from curricula.mending import stacked
@@ -15,7 +17,7 @@ from curricula.positions import Met, judged
 from curricula.probe import crossed
 from curricula.stages import calibrate
 from curricula.stages.calibrate import THRESHOLDS, certified, decided, surely, true
-from curricula.stages.trajectory import GLIMPSE, LIMITS
+from curricula.stages.trajectory import GLIMPSE, LIMITS, settled
 from curricula.teacher import teacher
 from heads import glimpse, saved, trajectory
 from tests.curricula.run import smoke
@@ -117,6 +119,30 @@ def test_where_nothing_can_be_promised_nothing_leaves():
     told = certified(config, calibrate.Decision((0,), {"calibrate": never, "test": never}), np.arange(100))
     assert {(of["threshold"], of["risk"], of["leaving"]) for of in told.values()} == {(None, 0.0, 0.0)}
     assert all(of["risk_interval"] == [0, 0] and of["violations"] == 0 for of in told.values())
+
+
+def test_accepting_is_at_its_optimum_and_nothing_else_is_touched(found):
+    """Of what was learned and all plain facts: where these say nothing of it, what was learned still counts."""
+    decoder, features = teacher(smoke() / "domain").model, found["tune"]
+    glance = saved.load(smoke() / "trajectory" / GLIMPSE, glimpse.Config, glimpse.Head)
+    head = saved.load(smoke() / "trajectory", trajectory.Config, trajectory.Head)
+    met = Met(decoder, features, glance, 4)
+    read, halves = met.read_by(head), features.document % 2 == 0
+    before, last = met.answers(head), np.array(head.last)
+    hidden = read[:, :, 0] > np.median(read[:, :, 0])  # what no plain fact says
+    last[:, :, labels.ACCEPT] = 0
+    last[:, 0, labels.ACCEPT] = 3
+    head.last = mx.array(last)
+    settled(head, met, hidden)
+    after, first = met.answers(head), head.first.shape[1] - 2
+    plain = read[:, :, first : first + 2 + len(glimpse.FACTS)]
+    for tap in range(4):
+        both = np.concatenate([3 * read[:, tap, :1], plain[:, tap]], axis=1)
+        wanted = both @ crossed(both, hidden[:, tap].astype(float), halves)
+        np.testing.assert_allclose(accepting(after.route)[1][:, tap], wanted, rtol=1e-2, atol=1e-2)
+        assert auroc(wanted, hidden[:, tap]) > 0.95
+    assert np.array_equal(before.route[..., 1:], after.route[..., 1:])
+    assert all(np.array_equal(a, b) for a, b in zip(before[1:], after[1:], strict=True))
 
 
 def test_leaving_and_hope_are_at_their_optimum_and_nothing_else_is_touched(found, states):

@@ -146,11 +146,12 @@ def test_what_is_wrong_is_said_with_file_and_concept(concepts, said, tmp_path):
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("{", "is not JSON"),
+        ("{", "is no JSON to go by"),
+        ('{"concepts": [{"name": "a", "type": "bundle", "name": "b"}]}', "name stands twice in one object"),
         ("[]", r'\{"concepts": \[...\]\} is needed'),
         ('{"concepts": 1}', "is needed"),
         ('{"concepts": [], "more": 1}', "has more beside concepts"),
-        ("[" * 100_000, "is not JSON"),
+        ("[" * 100_000, "is no JSON to go by"),
         (" " * 1_000_001, "has 1,000,001 bytes; a kernel has 1,000,000 at most"),
     ],
 )

@@ -43,6 +43,17 @@ def test_a_whole_stage_is_not_run_again(tmp_path):
     assert (tmp_path / "second/made.txt").read_text() == "first 0.1\nsecond 0.1\n"
 
 
+def test_what_a_kill_cut_short_is_cleared_away(tmp_path):
+    """Of a stage that is whole, too: its manifest is written again where a gate is passed."""
+    run(stages(), tmp_path, until="first", say=quiet)
+    cut = [tmp_path / "first/.manifest.json.x.part.json", tmp_path / "second/deep/.a.safetensors.y.part.safetensors"]
+    for path in cut:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    run(stages(), tmp_path, say=quiet)
+    assert not any(path.exists() for path in cut) and calls(tmp_path, "first") == 1
+
+
 def test_manifests_do_not_depend_on_when_they_were_made(tmp_path):
     assert run(stages(), tmp_path / "a", say=quiet) == run(stages(), tmp_path / "b", say=quiet)
 
@@ -125,11 +136,14 @@ def test_an_edited_manifest_is_refused(edit, tmp_path):
         run(stages(), tmp_path, say=quiet)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"digest"'])
-def test_a_manifest_that_is_none_is_refused(text, tmp_path):
+@pytest.mark.parametrize(
+    "text, why",
+    [("", "Expecting value"), ("[]", "it has no digest"), ("{}", "it has no digest"), ("[1]", "cannot convert")],
+)
+def test_a_manifest_that_is_none_is_refused(text, why, tmp_path):
     run(stages(), tmp_path, say=quiet)
     (tmp_path / "first" / MANIFEST).write_text(text)
-    with pytest.raises(ValueError, match="is no manifest that can be read"):
+    with pytest.raises(ValueError, match=f"is no manifest that can be read: '{why}"):
         run(stages(), tmp_path, say=quiet)
 
 

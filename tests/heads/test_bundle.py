@@ -57,6 +57,11 @@ def longest(test: Features) -> list[int]:
     return np.argsort(-np.bincount(test.document), kind="stable")[:3].tolist()
 
 
+def rounding(of: np.ndarray) -> float:
+    """Of what mended states in half precision make, by how far apart answers lie."""
+    return 1e-2 * float(of.std(0).max())
+
+
 def test_what_it_says_one_position_at_a_time_is_what_was_said_of_all():
     given, test = loaded()
     states, late, plain = at_once()
@@ -72,8 +77,8 @@ def test_what_it_says_one_position_at_a_time_is_what_was_said_of_all():
             assert np.array(read)[0, 0] == pytest.approx(states.read[at, tap].astype(float), abs=2e-2)
             for ours, wanted in ((mended.told, late), (lens.told, plain)):
                 for name in ("route", "vitality", "leave", "hope", "earliest"):
-                    told = np.array(getattr(ours, name))[0, 0]
-                    assert told == pytest.approx(getattr(wanted, name)[at, tap], abs=5e-3), (name, tap)
+                    told, of = np.array(getattr(ours, name))[0, 0], getattr(wanted, name)[:, tap]
+                    assert told == pytest.approx(of[at], abs=rounding(of)), (name, tap)
             seen += 1
     assert seen == 4 * sum(np.bincount(test.document)[longest(test)])
 
@@ -124,7 +129,8 @@ def test_many_positions_at_once_are_as_one_at_a_time():
         look = given.look(carried, read)
         places = batch.places[batch.chosen]
         for ours, wanted in ((hope, late.hope), (look.told.leave, late.leave)):
-            assert np.array(ours)[batch.chosen] == pytest.approx(wanted[places, tap], abs=5e-3)
+            of = wanted[:, tap]
+            assert np.array(ours)[batch.chosen] == pytest.approx(of[places], abs=rounding(of))
 
 
 def test_codecs_send_states_and_bring_them_back():

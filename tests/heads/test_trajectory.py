@@ -80,6 +80,17 @@ def test_hope_is_from_what_is_known_before_a_look():
     assert found == {"route": False, "vitality": False, "leave": False, "hope": True, "earliest": False}
 
 
+def test_the_first_route_is_taken_with_the_log_odds_that_its_logit_says():
+    head, seen = random_head(), drawn()
+    said, route = np.array(head.features(seen)), np.array(head(seen).route, np.float64)
+    odds = np.einsum("nte,te->nt", said, np.array(head.last)[:, :, 0])
+    share = np.exp(route) / np.exp(route).sum(-1, keepdims=True)
+    np.testing.assert_allclose(share[..., 0], 1 / (1 + np.exp(-odds)), atol=1e-5)
+    others = np.einsum("nte,teo->nto", said, np.array(head.last)[:, :, 1:4])
+    shares = np.exp(others) / np.exp(others).sum(-1, keepdims=True)
+    np.testing.assert_allclose(share[..., 1:], (1 - share[..., :1]) * shares, atol=1e-5)
+
+
 def planted(what, seen):
     """Truth of which one answer can be learned, and all others are drawn."""
     rng = np.random.default_rng(3)

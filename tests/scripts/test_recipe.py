@@ -221,7 +221,7 @@ WRONG = {
     ),
     "no rows of one's own": (["gemma4_e2b"], "data is missing: rows of your own, --data DIR with train.jsonl in it"),
     "taps that leave a hole": (["gemma4_e2b", "harvest.taps=9,14"], "taps are [9, 14]; blocks from 14, the last that"),
-    "another order": (["gemma4_e4b", "after=tiny"], "after is 'gemma4_e2b', and that is no setting; --after DIR"),
+    "another order": (["gemma4_e4b", "after=tiny"], "after=tiny: that is no setting; --after DIR"),
     "after nothing": (["smoke", "--after", "runs/tiny"], "--after is of recipes that come after another"),
     "one adapter after another": (["domain", "--after", "runs/tiny"], "--after is of recipes; leave it out"),
     "two recipes": (["tiny", "smoke"], "tiny smoke: one of"),
