@@ -39,6 +39,11 @@ def macs(model: Decoder, context: int = 0) -> Macs:
     return Macs(inputs, tuple(blocks), config.vocab_size * config.hidden_size)
 
 
+def joining(model: Decoder) -> int:
+    """Of bringing the streams of a state together, as the final norm takes it."""
+    return sum(area(linear) for path, linear in linears(model).items() if path.startswith("altup_unembed"))
+
+
 def area(linear: Any) -> int:
     """An adapter is not counted: where speed matters it is part of the weights."""
     rows, columns = shape(linear.base if isinstance(linear, Adapted) else linear)

@@ -143,10 +143,9 @@ def semantic_cost(recipe: Recipe, given: Given) -> Cost:
 
 
 def modules(recipe: Recipe, given: Given) -> list[depth.Head]:
-    config, streams = recipe.depth, streams_of(given.model.config)
-    blocks = config.blocks or midway(given.model)
-    shape = {"streams": streams, "blocks": blocks, "width": config.width}
-    return [depth.Head(depth.Config(taps=t + 1, **shape), given.model) for t in range(len(given.taps))]
+    config, blocks = recipe.depth, recipe.depth.blocks or midway(given.model)
+    settings = [depth.Config(taps=t + 1, blocks=blocks, width=config.width) for t in range(len(given.taps))]
+    return [depth.Head(of, given.model) for of in settings]
 
 
 def module_macs(head: depth.Head, given: Given) -> int:

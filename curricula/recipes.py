@@ -139,6 +139,9 @@ def tiny3n() -> Recipe:
         recipe,
         domain=replace(recipe.domain, model="tiny-gemma3n"),
         trajectory=replace(recipe.trajectory, glance=1536),
+        depth=replace(recipe.depth, width=16),
+        semantic=replace(recipe.semantic, tap=4, fit=replace(recipe.semantic.fit, steps=300, evaluate_every=150)),
+        gates=recipe.gates | {"semantic": recipe.gates["semantic"] | {"spliced_agreement": ">= 0.9"}},  # four streams
     )
 
 

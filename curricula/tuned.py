@@ -5,6 +5,7 @@ import mlx.nn as nn
 
 from agp.fused import rms_norm
 from agp.layers import gelu_times
+from agp.macs import joining
 from agp.models.decoder import Decoder
 from heads.depth import Mended
 
@@ -14,7 +15,8 @@ class Lens(nn.Module):
         super().__init__()
         dim = decoder.config.hidden_size
         self.taps, self.eps, self._together = taps, decoder.config.rms_norm_eps, decoder.together
-        width = macs // (3 * dim)
+        self._joining = joining(decoder)
+        width = (macs - self._joining) // (3 * dim)
         self.before = mx.ones(dim)
         self.gate, self.up = (nn.Linear(dim, width, bias=False) for _ in range(2))
         self.down = nn.Linear(width, dim, bias=False)
@@ -22,7 +24,7 @@ class Lens(nn.Module):
 
     @property
     def macs(self) -> int:
-        return self.gate.weight.size + self.up.weight.size + self.down.weight.size
+        return self._joining + self.gate.weight.size + self.up.weight.size + self.down.weight.size
 
     def __call__(self, states: mx.array, place, shared) -> Mended:
         x = rms_norm(self._together(states[-1]), None, self.eps)

@@ -1,8 +1,9 @@
 """The depth module: taps seen so far, mixed into a state that stands for the full-depth one.
 
-How much each depth counts depends on the state. What the mix lacks is fetched as the skipped blocks would: by attention
-to the keys and values that the model's last producers made, full and sliding side by side, and a small gated MLP. It
-begins with the attention of blocks that it spares, and never touches what later tokens see.
+Gemma 3n's streams are brought together at the last tap, as the final norm takes them; of taps before, the first one is
+read, which costs nothing. How much each depth counts depends on the state. What the mix lacks is fetched as the skipped
+blocks would: by attention to the keys and values that the model's last producers made, full and sliding side by side,
+and a small gated MLP. It begins with the attention of blocks that it spares, and never touches what later tokens see.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from agp.cache import KV
 from agp.fused import RMSNorm, rms_norm
 from agp.layers import Attention, Place, gelu_times
 from agp.losses import Sums
+from agp.macs import joining
 from agp.models.decoder import Decoder
 from heads.vocabulary import logits
 
@@ -27,7 +29,6 @@ SHARE = 0.3  # of what the cloned attention adds: two of them speak at once, and
 @dataclass(frozen=True, kw_only=True)
 class Config:
     taps: int  # how many it reads: the one it stands at, and all before
-    streams: int  # of the residual: four in Gemma 3n
     blocks: tuple[int, ...]  # those whose attention it begins with, one a kind
     width: int
 
@@ -41,10 +42,11 @@ class Head(nn.Module):
     def __init__(self, config: Config, decoder: Decoder):
         super().__init__()
         self.taps, self.eps = config.taps, decoder.config.rms_norm_eps
-        dim, sources = decoder.config.hidden_size, config.taps * config.streams
-        self.asked = mx.zeros((sources, dim))  # by which a source is found useful
-        self.bias = mx.array([0.0] * (sources - config.streams) + [2.0] + [0.0] * (config.streams - 1))
-        self.scale = mx.ones((sources, 1))
+        self._together, self._joining = decoder.together, joining(decoder)
+        dim = decoder.config.hidden_size
+        self.asked = mx.zeros((config.taps, dim))  # by which a tap is found useful
+        self.bias = mx.array([0.0] * (config.taps - 1) + [2.0])
+        self.scale = mx.ones((config.taps, 1))
         self.before_attention, self.before_mlp = mx.ones(dim), mx.ones(dim)
         kinds, layers = decoder.config.layer_types, decoder.layers
         self.attention = {kinds[block]: spared(layers[block].self_attn) for block in config.blocks}
@@ -56,11 +58,13 @@ class Head(nn.Module):
     def macs(self) -> int:
         """Of one token, beside no context."""
         attention = sum(a.q_proj.weight.size + a.o_proj.weight.size for a in self.attention.values())
-        return self.asked.size + attention + 3 * self.gate.weight.size
+        return self._joining + self.asked.size + attention + 3 * self.gate.weight.size
 
     def __call__(self, states: mx.array, place: Place, shared: Mapping[str, KV]) -> Mended:
         """`states` are T B n D (Gemma 3n: T B n 4 D), the last positions before the end of `place`."""
-        sources = rms_norm(flat(states), None, self.eps)  # B n S D
+        first = states[:-1] if states.ndim == 4 else states[:-1, :, :, 0]
+        sources = mx.moveaxis(mx.concatenate([first, self._together(states[-1])[None]]), 0, 2)
+        sources = rms_norm(sources, None, self.eps)  # B n T D
         said = (sources * self.asked).sum(-1) + self.bias
         weights = mx.softmax(said, axis=-1)
         x = rms_norm((weights[..., None] * self.scale * sources).sum(-2), None, self.eps)
@@ -69,13 +73,7 @@ class Head(nn.Module):
             x = x + attention(asks, place, shared[kind], None, None)[0]
         y = rms_norm(x, self.before_mlp, self.eps)
         x = x + self.down(gelu_times(self.gate(y), self.up(y)))
-        return Mended(x, weights.reshape(*weights.shape[:2], self.taps, -1).sum(-1))
-
-
-def flat(states: mx.array) -> mx.array:
-    """B n S D: what may be mixed, tap after tap, stream after stream."""
-    states = mx.moveaxis(states, 0, 2)
-    return states.reshape(*states.shape[:2], -1, states.shape[-1])
+        return Mended(x, weights)
 
 
 def spared(theirs: Attention) -> Attention:

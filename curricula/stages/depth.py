@@ -45,11 +45,7 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     decoder = teacher(needs["domain"]).model
     found = {role: Features(needs["harvest"], role) for role in ("heads", "tune", "test")}
     taps, blocks = found["heads"].taps, config.blocks or midway(decoder)
-    shape = found["heads"].shards[0]["hidden"].shape
-    streams = shape[2] if len(shape) == 4 else 1
-    settings = [
-        depth.Config(taps=t + 1, streams=streams, blocks=blocks, width=config.width) for t in range(len(taps))
-    ]  # fmt: skip
+    settings = [depth.Config(taps=t + 1, blocks=blocks, width=config.width) for t in range(len(taps))]
     mx.random.seed(config.fit.seed)
     modules = [depth.Head(of, decoder) for of in settings]
     lenses = [Lens(decoder, head.taps, modules[0].macs) for head in modules]  # later ones weigh more taps, by a trifle

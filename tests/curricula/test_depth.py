@@ -37,7 +37,7 @@ def test_of_each_kind_the_block_midway_is_spared(changes, blocks):
 def test_a_module_begins_as_the_one_a_tap_before_but_for_what_reads_the_taps():
     model = toy()
     one, two = (
-        depth.Head(depth.Config(taps=taps, streams=1, blocks=(4, 5), width=8), model) for taps in (1, 2)
+        depth.Head(depth.Config(taps=taps, blocks=(4, 5), width=8), model) for taps in (1, 2)
     )  # fmt: skip
     one.update({name: mx.random.normal(a.shape) for name, a in one.parameters().items() if isinstance(a, mx.array)})
     one.down.weight = mx.random.normal(one.down.weight.shape)

@@ -34,7 +34,7 @@ def tune():
 def module(decoder, taps=3):
     """One that says something."""
     mx.random.seed(1)
-    head = depth.Head(depth.Config(taps=taps, streams=1, blocks=midway(decoder), width=8), decoder)
+    head = depth.Head(depth.Config(taps=taps, blocks=midway(decoder), width=8), decoder)
     head.asked = 0.1 * mx.random.normal(head.asked.shape)
     head.down.weight = 0.1 * mx.random.normal(head.down.weight.shape)
     return head

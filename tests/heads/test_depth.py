@@ -29,9 +29,8 @@ LENGTH = 17
 
 def made(model, seed=1):
     """A module that says something: it begins with an MLP that is silent."""
-    streams = model.config.altup_num_inputs if hasattr(model.config, "altup_num_inputs") else 1
     mx.random.seed(seed)
-    config = Config(taps=len(TAPS), streams=streams, blocks=(4, 5), width=8)
+    config = Config(taps=len(TAPS), blocks=(4, 5), width=8)
     head = Head(config, model)
     head.asked = mx.random.normal(head.asked.shape)
     head.down.weight = 0.3 * mx.random.normal(head.down.weight.shape)
@@ -100,9 +99,8 @@ def test_the_weights_of_the_taps_are_shares_and_begin_with_the_last(model):
 def test_a_state_that_counts_for_nothing_changes_nothing(model):
     _, head = made(model)
     states, place, shared = met(model, text())
-    streams = head.asked.shape[0] // len(TAPS)
     head.asked = mx.zeros_like(head.asked)
-    head.bias = mx.array([-1e9] * streams + [0.0] * streams)
+    head.bias = mx.array([-1e9, 0.0])
     other = mx.concatenate([5 - states[:1], states[1:]])
     assert mx.allclose(head(states, place, shared).state, head(other, place, shared).state, atol=1e-6)
 
@@ -146,8 +144,20 @@ def test_multiplications_are_those_of_its_linears(model):
     config, head = made(model)
     linears = [m.weight.shape for _, m in head.named_modules() if isinstance(m, nn.Linear)]
     assert len(linears) == 2 * 2 + 3
-    sources = config.taps * config.streams * model.config.hidden_size
-    assert head.macs == sources + sum(a * b for a, b in linears)
+    dim, streams = model.config.hidden_size, getattr(model.config, "altup_num_inputs", 1)
+    assert head.macs == config.taps * dim + (streams - 1) * dim**2 + sum(a * b for a, b in linears)
+
+
+def test_of_a_fresh_module_whose_attention_is_silent_the_last_tap_is_said_as_the_lens_says_it(model):
+    """All streams of it."""
+    _, head = made(model)
+    head.asked, head.bias = mx.zeros_like(head.asked), mx.array([-1e9, 0.0])
+    head.down.weight = mx.zeros_like(head.down.weight)
+    for attention in head.attention.values():
+        attention.o_proj.weight = mx.zeros_like(attention.o_proj.weight)
+    states, place, shared = met(model, text())
+    mended, lens = model.norm(head(states, place, shared).state), model.norm(model.together(states[-1]))
+    np.testing.assert_allclose(np.array(mended), np.array(lens), rtol=2e-3, atol=2e-3)
 
 
 def test_the_loss_is_a_slow_cross_entropy_of_the_chosen_positions(model):

@@ -102,6 +102,6 @@ def test_a_file_that_was_cut_short_is_refused(folder):
 
 
 def test_lists_come_back_as_tuples(tmp_path):
-    settings = depth.Config(taps=1, streams=1, blocks=(5, 6), width=8)
+    settings = depth.Config(taps=1, blocks=(5, 6), width=8)
     saved.save(tmp_path, settings, Head(CONFIG))
     assert saved.settings(tmp_path / saved.CONFIG, depth.Config) == settings
