@@ -6,12 +6,13 @@ import mlx.core as mx
 import numpy as np
 
 from agp.models.decoder import Decoder
+from curricula.exchange import ranked
 from curricula.features import Features
 from curricula.labels import Seen
 from heads import glimpse, trajectory
 from heads.trajectory import Told
 
-CHUNK = 1024
+CHUNK, PARTS = 1024, 2
 
 
 class Met:
@@ -86,6 +87,7 @@ def judged(features: Features) -> Seen:
     return Seen(*(features.whole(name) for name in ("agrees", "divergence", "margin")))
 
 
-def share(group: Any, rows: np.ndarray) -> np.ndarray:
-    """This host's part of a batch."""
-    return rows if group is None else rows[group.rank() :: group.size()]
+def shares(group: Any, rows: np.ndarray) -> list[np.ndarray]:
+    """This host's parts of a batch. Two hosts have one each and a single one both, so that sums are rounded alike."""
+    rank, size = ranked(group)
+    return [rows[part :: max(PARTS, size)] for part in range(rank, max(PARTS, size), size)]

@@ -86,7 +86,7 @@ def frontier(run: Run, key: str) -> Html:
         axes.set_xscale("log", base=2)
         ticks = sorted({round(2.0**n) for n in range(13) if min(of["bytes"] for of in found.values()) <= 2**n})
         widest = max(of["bytes"] for of in found.values())
-        axes.set_xticks([tick for tick in ticks if tick <= 2 * widest][::2], minor=False)
+        axes.set_xticks([tick for tick in ticks if tick <= widest][::2], minor=False)
         axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter(lambda x, at: f"{x:g}")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy as np
 
 from agp.artifacts import write_json
 from agp.bounds import Count, Part
+from agp.losses import Sums
 from agp.train import FitConfig, drawn, real
 from curricula import against, labels
 from curricula.features import Features
-from curricula.positions import Met, chunks, judged, share
+from curricula.positions import Met, chunks, judged, shares
 from curricula.probe import crossed
 from curricula.teacher import teacher
 from curricula.training import made as made_of
@@ -104,14 +105,20 @@ def learn(
 ) -> dict[str, Any]:
     """Of `heads`, to the least loss on `tune`; `config` says how large a batch is, and has a `fit`."""
 
-    def batch(step: int, micro: int) -> tuple[trajectory.Seen, Truth, mx.array]:
+    def batch(step: int, micro: int) -> tuple[tuple[trajectory.Seen, Truth, mx.array], ...]:
         seed = drawn(config.fit.seed, step, micro)
         at = np.sort(np.random.default_rng(seed).integers(met["heads"].features.count, size=config.batch))
-        mine = share(group, np.arange(config.batch))
-        return met["heads"].seen(at[mine]), some(truth["heads"], at[mine]), head.kept(len(at), seed)[mx.array(mine)]
+        kept = head.kept(len(at), seed)
+        return tuple(
+            (met["heads"].seen(at[part]), some(truth["heads"], at[part]), kept[mx.array(part)])
+            for part in shares(group, np.arange(config.batch))
+        )
+
+    def missed(head: trajectory.Head, *parts: tuple[trajectory.Seen, Truth, mx.array]) -> Sums:
+        return reduce(lambda a, b: (a[0] + b[0], a[1] + b[1]), (loss(head, *part) for part in parts))
 
     scores = partial(held, head, loss, met["tune"], truth["tune"])
-    return train(head, loss, batch, config.fit, out, scores=scores, inputs=made_of(config, needs), group=group)
+    return train(head, missed, batch, config.fit, out, scores=scores, inputs=made_of(config, needs), group=group)
 
 
 def settled(head: trajectory.Head, met: Met, enough: np.ndarray) -> None:

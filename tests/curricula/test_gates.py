@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agp.train import FitConfig
-from curricula import recipes, runner
+from curricula import labels, recipes, runner
 from curricula.features import Features
 from curricula.mending import stacked
 from curricula.positions import Met
@@ -74,26 +74,23 @@ def test_a_trajectory_head_that_learned_a_little_passes(tmp_path):
 
 
 def test_a_trajectory_head_to_which_all_states_are_one_does_not(tmp_path, monkeypatch):
-    plain = trajectory.learn
+    """Nothing is left of what it learned, nor of the plain facts that it was weighed against."""
 
-    def learn(head, *given):
-        how = plain(head, *given)
+    def blind(head, *given):
         head.last = mx.zeros_like(head.last)
-        return how
 
-    monkeypatch.setattr(trajectory, "learn", learn)
+    monkeypatch.setattr(trajectory, "settled", blind)
     assert "auroc_worst is 0.5, and >= 0.6 is needed" in closed("trajectory", tmp_path, TRAJECTORY)
 
 
 def test_a_trajectory_head_that_learned_from_the_labels_of_others_does_not(tmp_path, monkeypatch):
-    plain = trajectory.true
+    plain, measured_on = labels.sufficient, Features(smoke() / "harvest", "test").count
 
-    def shuffled(features, *given):
-        order = mx.array(np.random.default_rng(0).permutation(features.count))
-        truth = plain(features, *given)
-        return truth if features.count == Features(smoke() / "harvest", "test").count else trajectory.some(truth, order)
+    def shuffled(seen, limit):
+        enough = plain(seen, limit)
+        return enough if len(enough) == measured_on else np.random.default_rng(0).permutation(enough)
 
-    monkeypatch.setattr(trajectory, "true", shuffled)
+    monkeypatch.setattr(labels, "sufficient", shuffled)
     assert "auroc_worst is 0." in closed("trajectory", tmp_path, TRAJECTORY)
 
 

@@ -1,11 +1,13 @@
 """A position is met with what was there before it in its own document, and nothing else."""
 
+from types import SimpleNamespace
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from curricula.features import Features
-from curricula.positions import CHUNK, Met, chunks, earlier
+from curricula.positions import CHUNK, Met, chunks, earlier, shares
 from curricula.stages.trajectory import Config, made
 from curricula.teacher import teacher
 from heads import glimpse, saved, trajectory
@@ -78,3 +80,12 @@ def test_facts_are_brought_to_one_scale(met, features):
 @pytest.mark.parametrize("count", [1, CHUNK, CHUNK + 1, 3 * CHUNK - 1])
 def test_chunks_are_all_positions_in_order(count):
     assert np.array_equal(np.concatenate(chunks(count)), np.arange(count)) and max(map(len, chunks(count))) <= CHUNK
+
+
+def test_two_hosts_take_the_parts_that_one_takes_in_turn():
+    rows = np.arange(11)
+    group = lambda rank, size: SimpleNamespace(rank=lambda: rank, size=lambda: size)
+    one, (first,), (second,) = (shares(of, rows) for of in (None, group(0, 2), group(1, 2)))
+    assert [part.tolist() for part in one] == [first.tolist(), second.tolist()]
+    thirds = [shares(group(rank, 3), rows) for rank in range(3)]
+    assert sorted(np.concatenate([part for (part,) in thirds])) == rows.tolist()

@@ -99,15 +99,12 @@ def test_two_hosts_make_what_one_makes(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_the_heads_that_one_trains(tmp_path):
-    """From the same harvest; what differs is how sums are rounded."""
-    found = differences(tmp_path)
-    assert max(found["metrics"].values()) <= ALIKE and max(found["losses"].values()) <= ALIKE
-    assert max(found["arrays"].values()) <= 1e-4
+    """From the same harvest, to the bit: who shares a batch adds up the same halves."""
+    assert {max(of.values()) for of in differences(tmp_path).values()} == {0}
 
 
 @pytest.mark.prove
 def test_two_processes_figure(tmp_path):
-    """Semantic, depth and transfer to the bit; of the others, slopes are added up in another order."""
     found = differences(tmp_path)
     command_ = "pytest -m prove tests/curricula/test_whole_run.py"
     value = {name: max(of.values()) for name, of in found.items()}
