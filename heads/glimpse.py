@@ -41,7 +41,7 @@ class Head(nn.Module):
         self.ids = mx.zeros(config.count, mx.int32)
         self.rows = mx.zeros((config.count, config.dim))
         self.rest = mx.zeros(config.dim)  # the mean row of all others
-        self._others, self._cap, self._clear = config.others, config.cap, config.clear
+        self.config = config
 
     @property
     def macs(self) -> int:
@@ -49,18 +49,19 @@ class Head(nn.Module):
 
     def __call__(self, normed: mx.array) -> Glance:
         """Of states, ... D, that the final norm has seen."""
-        logits = vocabulary.logits(normed, self.rows, self._cap)
+        config, cap = self.config, self.config.cap
+        logits = vocabulary.logits(normed, self.rows, cap)
         best = mx.argmax(logits, axis=-1, keepdims=True)
         first = mx.take_along_axis(logits, best, axis=-1)
         below_it = mx.where(mx.arange(logits.shape[-1]) == best, -mx.inf, logits)
         second = below_it.max(-1, keepdims=True)
-        rest = vocabulary.logits(normed, self.rest[None], self._cap)
-        weight, other = mx.exp(below_it - first), self._others * mx.exp(rest - first)
+        rest = vocabulary.logits(normed, self.rest[None], cap)
+        weight, other = mx.exp(below_it - first), config.others * mx.exp(rest - first)
         others = weight.sum(-1, keepdims=True) + other + LEAST
         whole = mx.log1p(others)
         below = (weight * (first - logits)).sum(-1, keepdims=True) + other * (first - rest)
         gap, entropy = first - second, whole + below / (1 + others)
-        facts = [-whole, mx.log(others) - whole, gap, entropy, first, mx.minimum(gap, self._clear)]
+        facts = [-whole, mx.log(others) - whole, gap, entropy, first, mx.minimum(gap, config.clear)]
         return Glance(self.ids[best[..., 0]], mx.concatenate(facts, axis=-1))
 
 

@@ -13,6 +13,7 @@ import mlx.nn as nn
 
 from agp.losses import Sums
 
+UNIT = 1e-6  # added to a mean square; half precision still has it
 ROUTES = ("accept_local", "continue_local", "revive_local", "escalate")
 
 
@@ -57,7 +58,7 @@ class Head(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         taps, hidden = config.taps, config.hidden
-        self._dropout = config.dropout
+        self.config = config
         scale = config.width**-0.5
         self.now = scale * mx.random.normal((taps, config.width, hidden))
         self.before = 0.5 * scale * mx.random.normal((config.window - 1, config.width, hidden))
@@ -79,7 +80,7 @@ class Head(nn.Module):
 
     def kept(self, count: int, seed: int) -> mx.array:
         """N T E: what dropout leaves. It is drawn for a whole batch, so that hosts that share one drop the same."""
-        share, (taps, hidden) = 1 - self._dropout, self.bias.shape
+        share, (taps, hidden) = 1 - self.config.dropout, self.bias.shape
         return mx.random.bernoulli(share, (count, taps, hidden), key=mx.random.key(seed)) / share
 
     def features(self, seen: Seen, kept: mx.array | None = None) -> mx.array:
@@ -136,7 +137,7 @@ def gelu(x: mx.array) -> mx.array:
 
 
 def unit(x: mx.array) -> mx.array:
-    return x * mx.rsqrt(mx.square(x).mean(-1, keepdims=True) + 1e-12)
+    return x * mx.rsqrt(mx.square(x).mean(-1, keepdims=True) + UNIT)
 
 
 def path(now: mx.array) -> mx.array:

@@ -1,0 +1,66 @@
+"""As arithmetic on columns, in double precision, a head says what it says in MLX."""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from export import trajectory as described
+from export.ops import Plain
+from heads import glimpse
+from heads.trajectory import Config, Head, Seen
+from tests.toys import toy
+
+TAPS, SHAPE = 3, {"taps": 3, "width": 24, "dim": 32, "window": 4, "hidden": 16, "dropout": 0.0}
+
+
+class Made(NamedTuple):
+    head: Head
+    glance: glimpse.Head
+
+
+@pytest.fixture(params=[("gemma4", "shares some"), ("gemma4", "no soft cap")], ids=lambda case: case[1])
+def made(request):
+    """Heads in which no weight is what it begins as."""
+    _, glance = glimpse.glimpse(toy(*request.param), np.arange(0, 60, 3), 0.4)
+    head = Head(Config(facts=len(glimpse.FACTS), **SHAPE))
+    for name in ("bias", "first", "last", "zero"):
+        head[name] = mx.random.normal(head[name].shape)
+    head.size = 1 + mx.random.uniform(shape=head.size.shape)
+    return Made(head, glance)
+
+
+def columns(x):
+    """N D to 1 D 1 N."""
+    return np.array(x, np.float64).T[None, :, None]
+
+
+def rows(x):
+    return x[0, :, 0].T
+
+
+def test_a_glance_says_the_same_facts(made):
+    read = 3 * mx.random.normal((50, 32))
+    sure = 40 * made.glance.rows[:14] / mx.linalg.norm(made.glance.rows[:14], axis=-1, keepdims=True)
+    for given in (read, sure, mx.zeros((2, 32))):
+        ours = rows(described.glance(Plain(), made.glance, columns(given)))
+        np.testing.assert_allclose(ours, np.array(made.glance(given).facts), rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("count", [1, 64])
+def test_all_taps_say_the_same_of_positions_beside_each_other(made, count):
+    head, window = made.head, SHAPE["window"]
+    states = mx.random.normal((window - 1 + count, TAPS, SHAPE["width"]))
+    states[0] = 0  # before the beginning there is nothing
+    read = 2 * mx.random.normal((count, TAPS, SHAPE["dim"]))
+    facts = made.glance(read).facts
+    now, earlier = states[window - 1 :], states[: window - 1, 0]
+    before = mx.stack([states[window - 1 - back : len(states) - back, 0] for back in range(1, window)], axis=1)
+    wanted = head(Seen(now, before, read, facts))
+    by_tap = [[columns(x[:, t]) for t in range(TAPS)] for x in (now, read, facts)]
+    found = described.taps(Plain(), head, by_tap[0], columns(earlier), by_tap[1], by_tap[2])
+    for tap, said in enumerate(found):
+        for name, ours in said._asdict().items():
+            theirs = np.array(getattr(wanted, name))[:, tap].reshape(count, -1)
+            np.testing.assert_allclose(rows(ours), theirs, rtol=1e-4, atol=1e-4, err_msg=f"{name} at tap {tap}")
