@@ -88,6 +88,7 @@ def fit(
     try:
         with interruptible() as asked:
             ended = run.go(batches, scores, asked, watch)
+            ended = "interrupted" if asked() else ended  # in the last step, or while that was judged
     except HostLost as e:  # nothing was updated since the last whole step
         run.state.save(run.out, model, run.optimizer)
         raise HostLost(f"{e}. Step {run.state.step} is saved in {run.out}. {GO_ON}") from e

@@ -16,7 +16,7 @@ class Facing(NamedTuple):
 
     score: np.ndarray  # N T: how sure it is that leaving is harmless; minus infinity where nobody looked
     differs: np.ndarray  # N T: whether leaving would change the token
-    document: np.ndarray  # N: 0, 1, ... without gaps
+    document: np.ndarray  # N: 0, 1, ... without gaps: the source text, of which there may be many windows
 
 
 class Price(NamedTuple):

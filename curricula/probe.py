@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
-TURNS = 12
+TURNS, FLAT = 12, 1e-6
 
 
 def probe(x: np.ndarray, label: np.ndarray, tune_x: np.ndarray, tune_label: np.ndarray) -> Callable:
@@ -37,7 +37,7 @@ def crossed(x: np.ndarray, label: np.ndarray, halves: np.ndarray) -> np.ndarray:
 def optimum(x: np.ndarray, label: np.ndarray, ridge: float, begun: np.ndarray | None = None) -> np.ndarray:
     """By Newton's steps, each halved until it helps."""
     weights = np.zeros(x.shape[1]) if begun is None else begun
-    held = ridge * np.append(np.ones(x.shape[1] - 1), 1e-6)
+    held = ridge * np.where(x.std(0) > FLAT, 1, 1e-6)  # what never varies is the constant, which is free
     x, rough = np.asarray(x, np.float64), np.asarray(x, np.float32)  # slopes must be exact, a curve need not
 
     def price(w: np.ndarray) -> float:

@@ -53,6 +53,7 @@ def faults(recipe: Recipe) -> list[str]:
         "rows": rows.faults(recipe.rows),
         "domain": elsewhere + domain.faults(learned),
         "harvest": harvest.faults(recipe.harvest),
+        "trajectory": trajectory.faults(recipe.trajectory),
         "calibrate": calibrate.faults(recipe.calibrate),
     }
     return outside(recipe) + named(special) + gate_faults(recipe)
@@ -70,7 +71,11 @@ def gate_faults(recipe: Recipe) -> list[str]:
 
 def unfit(recipe: Recipe, model: Decoder) -> list[str]:
     """Settings that this model has no room for, where each is sound by itself."""
-    special = {"domain": adapt.unfit(recipe.domain, model), "depth": depth.faults(recipe.depth, model)}
+    special = {
+        "domain": adapt.unfit(recipe.domain, model),
+        "trajectory": trajectory.unfit(recipe.trajectory, model),
+        "depth": depth.faults(recipe.depth, model),
+    }
     try:
         taps = harvest.chosen(recipe.harvest, model)
     except ValueError as e:

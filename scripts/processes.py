@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from signal import SIGINT, SIGKILL, Signals
+from signal import SIGINT, SIGKILL, SIGTERM, Signals
 from tempfile import TemporaryDirectory
 
 import mlx.core as mx
@@ -43,7 +43,7 @@ def run(count: int, argv: Sequence[str], root: Path) -> int:
 
 
 def alone_if_left() -> None:
-    """A process whose starter is gone stops as by Ctrl-C: it has saved what it has, and nobody waits for it."""
+    """A process whose starter is gone stops: it has saved what it has, and nobody waits for it."""
     starter = os.environ.get(STARTER)
     if starter is None:
         return
@@ -51,7 +51,7 @@ def alone_if_left() -> None:
     def watch() -> None:
         while os.getppid() == int(starter):
             time.sleep(1)
-        os.kill(os.getpid(), SIGINT)
+        os.kill(os.getpid(), SIGTERM)  # SIGINT may be ignored, as a shell has it for what runs in the background
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -69,20 +69,23 @@ def start(rank: int, argv: Sequence[str], out: Path, file: Path) -> subprocess.P
     env[STARTER] = str(os.getpid())
     command = [sys.executable, "-m", "scripts.cli", "train", *argv, *(["--out", str(out)] if rank else [])]
     if not rank:
-        return subprocess.Popen(command, env=env)
+        return subprocess.Popen(command, env=env, start_new_session=True)
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOG).open("w") as log:
-        return subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
 
 def waited(started: Sequence[subprocess.Popen]) -> tuple[list[int], bool]:
-    """How each ended, and whether by Ctrl-C: it reaches them all, and each saves what it has."""
+    """How each ended, and whether by Ctrl-C: it is passed on, once each time, and each saves what it has."""
     stopped = False
     while True:
         try:
             return [process.wait() for process in started], stopped
         except KeyboardInterrupt:
             stopped = True
+            for process in started:
+                if process.poll() is None:
+                    process.send_signal(SIGINT)
 
 
 def ports(count: int) -> list[int]:

@@ -5,11 +5,10 @@ agp runs runs/tiny elsewhere/runs
 agp runs --check                  reads every file and compares its digest
 """
 
-import json
 from pathlib import Path
 
 from curricula import runner
-from curricula.report.collect import ABOUT, runs_in
+from curricula.report.collect import ABOUT, parsed, runs_in
 from scripts.asked import all_runs, some_path
 
 USUAL = Path("runs")
@@ -28,9 +27,14 @@ def run(args) -> int:
         print("no runs in runs/; `agp train` makes one")
         return 0
     for root in found:
-        about = json.loads((root / ABOUT).read_text())
-        print(f"{root}  ({about['recipe']})")
-        for name in about["stages"]:
+        about = parsed(root / ABOUT, []) or {}
+        names = about.get("stages")
+        if not isinstance(names, list):
+            print(f"{root}  ({ABOUT} is damaged; the same `agp train` writes it again)")
+            worst = 1
+            continue
+        print(f"{root}  ({about.get('recipe')})")
+        for name in map(str, names):
             said, took = runner.state(root / name, args.check), runner.took(root / name)
             worst |= "damaged" in said
             print(f"  {name:<12} {said:<10}" + (f" ({took})" if took else ""))

@@ -126,6 +126,23 @@ def test_ctrl_c_ends_the_step_and_saves(tmp_path):
     assert report.ended == "done" and equal(weights(whole), weights(resumed))
 
 
+def test_ctrl_c_while_the_last_step_is_judged_is_heard_too(tmp_path):
+    """Or what follows would begin, hours of it."""
+
+    calls = []
+
+    def judged():
+        calls.append(1)
+        if len(calls) == 2:  # the first is before the first step
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"loss": 1.0}
+
+    _, broken_off = run(tmp_path, scores=judged, evaluate_every=100)
+    _, again = run(tmp_path, scores=judged, evaluate_every=100)
+    assert broken_off.ended == "interrupted" and again.ended == "done"
+    assert broken_off.step == again.step and len(calls) == 2
+
+
 def test_it_ends_early_keeps_the_best_and_stays_ended(tmp_path):
     scores = iter([5.0, 4.0, 3.0, 3.5, 3.2, 9.0])
     how = {"evaluate_every": 2, "patience": 2, "steps": 100, "scores": lambda: {"loss": next(scores)}}

@@ -81,12 +81,12 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
     hoping, rest = zip(*(head.macs(t) for t in range(len(taps))), strict=True)
     looking = [module.macs + glance.macs + more for module, more in zip(modules, rest, strict=True)]
     price = policy.price(macs(decoder), taps, hoping, looking)
-    late = {role: Facing(of.leave, ~states[role].agrees, found[role].document) for role, of in said.items()}
+    late = {role: Facing(of.leave, ~states[role].agrees, clusters(found[role])) for role, of in said.items()}
     plan = policy.cheapest(late["tune"], said["tune"].hope, price, config.risks[0], config.grid)
     within = labels.budget(taps, blocks)
     decisions = decided(plan, within, found, early, late, {role: of.hope for role, of in said.items()})
     cluster = clusters(found["test"])
-    chosen = {name: certified(config, decision, cluster[found["test"].begins]) for name, decision in decisions.items()}
+    chosen = {name: certified(config, decision) for name, decision in decisions.items()}
     gate = [None if least == -np.inf else least for least in plan.gate]  # none: whatever the hope, it is looked
     told = {"exits": plan.taps, "gate": gate, "budget": within, "taps": taps, "delta": config.delta}
     write_json(out / THRESHOLDS, told | chosen)
@@ -105,7 +105,7 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
 
 def surely(head: trajectory.Head, met: Met, agrees: np.ndarray) -> None:
     """What leaving hangs on is fitted to its optimum, on documents that no module has learned from."""
-    features, halves = met.read_by(head), met.features.document % 2 == 0
+    features, halves = met.read_by(head), clusters(met.features) % 2 == 0
     before, column = head.first.shape[1], len(labels.ROUTES) + 1
     after = before + met.facts.shape[2]  # what is read beyond a glance has more numbers than these documents can weigh
     first, last = np.array(head.first), np.array(head.last)
@@ -148,10 +148,11 @@ def true(features: Features, limit: Limits, mended: Mended, blocks: int) -> Trut
     return Truth(*map(mx.array, parts))
 
 
-def certified(config: Config, decision: Decision, cluster: np.ndarray) -> dict[str, dict[str, Any]]:
+def certified(config: Config, decision: Decision) -> dict[str, dict[str, Any]]:
     """By risk: the threshold, what it does on `test`, and how often its promise broke on resplits of all documents.
 
-    `cluster` is of each document of `test`. Resplits mix both roles: that scores mean less on `test`, only it can show.
+    A document is a whole source text, however many windows were taken of it. Resplits mix both roles: that scores mean
+    less on `test`, only it can show.
     """
     facing, found = decision.facing, {}
     grid = policy.grid(facing["calibrate"].score[:, list(decision.taps)], config.grid)
@@ -164,7 +165,7 @@ def certified(config: Config, decision: Decision, cluster: np.ndarray) -> dict[s
         broken = risk.violations(
             pool, pool_leaving, grid, alpha, config.delta, size=len(loss), resplits=config.resplits
         )  # fmt: skip
-        risked = mean(np.zeros(len(cluster)) if at is None else test[0][:, at], cluster)
+        risked = mean(np.zeros(len(test[0])) if at is None else test[0][:, at], np.arange(len(test[0])))
         found[f"{alpha:g}"] = {
             "threshold": choice.threshold,
             "risk": risked.value,

@@ -22,6 +22,7 @@ from agp.bounds import Count, Positive, Seed, Whole
 from agp.fuse import fuse
 from agp.models.decoder import Decoder
 from agp.models.load import Loaded
+from curricula.clustered import clusters
 from curricula.documents import Prompt, prompts
 from curricula.exchange import exchange, ranked
 from curricula.features import SHARD, Features, write
@@ -148,7 +149,8 @@ def measured(out: Path) -> dict[str, Any]:
         for name in ("agrees", "divergence", "vitality")
     }
     return {
-        **{f"{role}_documents": len(features.begins) for role, features in found.items()},
+        **{f"{role}_documents": int(clusters(features).max()) + 1 for role, features in found.items()},
+        **{f"{role}_windows": len(features.begins) for role, features in found.items()},
         **{f"{role}_positions": features.count for role, features in found.items()},
         "lens": by_tap,
     }

@@ -12,8 +12,10 @@ import numpy as np
 from agp.artifacts import write_json
 from agp.bounds import Count, Part
 from agp.losses import Sums
+from agp.models.decoder import Decoder
 from agp.train import FitConfig, drawn, real
 from curricula import against, labels
+from curricula.clustered import clusters
 from curricula.features import Features
 from curricula.positions import Met, chunks, judged, shares
 from curricula.probe import crossed
@@ -37,6 +39,21 @@ class Config:
     fit: FitConfig = FitConfig(
         steps=600, rate=2e-3, warmup=20, floor=0.02, weight_decay=0.05, evaluate_every=200, save_every=300
     )
+
+
+def faults(config: Config) -> list[str]:
+    least = {"glance": "there is a first choice and a second", "window": "a position and one before it"}
+    return [
+        f"{name} is {getattr(config, name)}; 2 or more is needed: {why}"
+        for name, why in least.items()
+        if getattr(config, name) < 2
+    ]
+
+
+def unfit(config: Config, model: Decoder) -> list[str]:
+    words = model.config.vocab_size
+    told = f"glance is {config.glance:,}; fewer than all {words:,} tokens of the vocabulary can be looked at"
+    return [told] if config.glance >= words else []
 
 
 def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dict[str, Any]:
@@ -126,7 +143,7 @@ def settled(head: trajectory.Head, met: Met, enough: np.ndarray) -> None:
 
     Where one fact says nearly all, small steps end short of its weight, and what was learned is too sure of itself.
     """
-    features, halves = met.read_by(head), met.features.document % 2 == 0
+    features, halves = met.read_by(head), clusters(met.features) % 2 == 0
     first, last = head.first.shape[1] - 2, np.array(head.last)
     plain = slice(first, first + 2 + met.facts.shape[2])  # one, path, facts
     for tap in range(len(last)):

@@ -20,6 +20,7 @@ import numpy as np
 
 from agp.artifacts import RESULTS, alone, write_results
 from agp.figures import met
+from agp.hosts import differences
 from curricula import recipes, runner
 from curricula.runner import Stage
 from scripts.asked import some_path
@@ -104,6 +105,12 @@ def manifests(root: Path, name: str, stages: Sequence[Stage]) -> dict[str, dict]
     if begun := [stage.name for stage in stages if not (root / stage.name / runner.MANIFEST).exists()]:
         raise ValueError(f"{root} has not finished {', '.join(begun)}; `agp train {name} --out {root}` goes on")
     made = {stage.name: runner.made(runner.read(root / stage.name)) for stage in stages}
+    if other := differences(
+        {stage.name: runner.made_of(stage, {})["config"] for stage in stages},
+        {stage: key["config"] for stage, key in made.items()},
+    ):
+        told = "; ".join(f"{at} is {was!r} and there {now!r}" for at, was, now in other)
+        raise ValueError(f"{root} was made with other settings than {name} has, and figures are of these: {told}")
     return {stage: whole for stage, key in made.items() if (whole := runner.whole(root / stage, key))}
 
 

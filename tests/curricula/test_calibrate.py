@@ -6,9 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from curricula import labels, policy
+from curricula import labels, policy, recipes
 from curricula.against import accepting
-from curricula.clustered import auroc
+from curricula.clustered import auroc, clusters
 from curricula.features import Features
 from curricula.labels import Limits, sufficient
 from curricula.mending import stacked
@@ -92,6 +92,25 @@ def test_three_decisions_are_faced_each_with_its_own_mistake(found):
     assert np.array_equal(escalate.score, -late["test"].score)
 
 
+def test_a_document_is_a_whole_text_however_many_windows_were_taken_of_it(found, tmp_path, monkeypatch):
+    """Windows of one text are not independent: counted one by one they promise what they cannot."""
+    kept, plain = {}, calibrate.decided
+
+    def spied(plan, within, features, early, late, hope):
+        kept.update(late)
+        return plain(plan, within, features, early, late, hope)
+
+    monkeypatch.setattr(calibrate, "decided", spied)
+    needs = {name: smoke() / name for name in ("domain", "harvest", "trajectory", "depth")}
+    calibrate.run(recipes.smoke().calibrate, needs, tmp_path, None)
+    for role, facing in kept.items():
+        assert np.array_equal(facing.document, clusters(found[role]))
+    assert kept["calibrate"].document.max() + 1 < len(found["calibrate"].begins)
+    accept = plain(Plan((0,), [0.0] * 4), WITHIN, found, {r: of.score for r, of in kept.items()}, kept,
+                   {r: of.score for r, of in kept.items()})["accept"].facing["calibrate"]  # fmt: skip
+    assert np.array_equal(accept.document, clusters(found["calibrate"]))
+
+
 def test_what_is_certified_is_what_its_threshold_does_on_test():
     rng = np.random.default_rng(0)
 
@@ -102,7 +121,7 @@ def test_what_is_certified_is_what_its_threshold_does_on_test():
 
     facing_of = {"calibrate": facing(400), "test": facing(100)}
     config = calibrate.Config(risks=(0.02, 0.1), grid=40, resplits=20)
-    told = certified(config, calibrate.Decision((0, 1), facing_of), np.arange(100) // 2)
+    told = certified(config, calibrate.Decision((0, 1), facing_of))
     strict, lax = told["0.02"], told["0.1"]
     assert strict["leaving"] < lax["leaving"] and lax["threshold"] < strict["threshold"]
     test = facing_of["test"]
@@ -116,7 +135,7 @@ def test_where_nothing_can_be_promised_nothing_leaves():
     score = np.random.default_rng(0).random((100, 1))
     never = Facing(score, np.ones((100, 1), bool), np.arange(100))
     config = calibrate.Config(risks=(0.01, 0.02), resplits=4)
-    told = certified(config, calibrate.Decision((0,), {"calibrate": never, "test": never}), np.arange(100))
+    told = certified(config, calibrate.Decision((0,), {"calibrate": never, "test": never}))
     assert {(of["threshold"], of["risk"], of["leaving"]) for of in told.values()} == {(None, 0.0, 0.0)}
     assert all(of["risk_interval"] == [0, 0] and of["violations"] == 0 for of in told.values())
 
@@ -127,7 +146,7 @@ def test_accepting_is_at_its_optimum_and_nothing_else_is_touched(found):
     glance = saved.load(smoke() / "trajectory" / GLIMPSE, glimpse.Config, glimpse.Head)
     head = saved.load(smoke() / "trajectory", trajectory.Config, trajectory.Head)
     met = Met(decoder, features, glance, 4)
-    read, halves = met.read_by(head), features.document % 2 == 0
+    read, halves = met.read_by(head), clusters(features) % 2 == 0
     before, last = met.answers(head), np.array(head.last)
     hidden = read[:, :, 0] > np.median(read[:, :, 0])  # what no plain fact says
     last[:, :, labels.ACCEPT] = 0
@@ -154,7 +173,7 @@ def test_leaving_and_hope_are_at_their_optimum_and_nothing_else_is_touched(found
     surely(head, met, agrees)
     changed = (np.array(head.last) != before).any((0, 1))
     assert np.flatnonzero(changed).tolist() == [len(labels.ROUTES) + 1]
-    features, halves = met.read_by(head), found["tune"].document % 2 == 0
+    features, halves = met.read_by(head), clusters(found["tune"]) % 2 == 0
     said = head.say(mx.array(features))
     for tap in range(4):
         label = agrees[:, tap].astype(float)

@@ -29,6 +29,20 @@ def test_the_optimum_is_where_slow_descent_ends(ridge):
     np.testing.assert_allclose(optimum(x, label, ridge), descended(x, label, ridge), atol=2e-3)
 
 
+def test_the_constant_is_free_wherever_it_stands():
+    """And nothing else: of a rare label a held constant would say more than there is."""
+    x, label = drawn()
+    label = label * (np.random.default_rng(1).random(len(x)) < 0.1)
+    weights = optimum(np.roll(x, 3, axis=1), label, 1e-1)
+    np.testing.assert_allclose(weights, np.roll(optimum(x, label, 1e-1), 3), atol=1e-6)
+    said = 1 / (1 + np.exp(-np.roll(x, 3, axis=1) @ weights))
+    assert said.mean() == pytest.approx(label.mean(), rel=1e-3)
+    halves = np.arange(len(x)) % 2 == 0
+    np.testing.assert_allclose(
+        crossed(np.roll(x, 3, axis=1), label, halves), np.roll(crossed(x, label, halves), 3), atol=1e-6
+    )
+
+
 def test_labels_may_be_shares():
     x, label = drawn()
     share = 0.1 + 0.8 * label

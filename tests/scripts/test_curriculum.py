@@ -3,6 +3,7 @@
 import json
 import shutil
 from argparse import ArgumentParser
+from dataclasses import replace
 
 import pytest
 
@@ -130,3 +131,11 @@ def test_two_seeds_of_a_run_share_its_base_and_differ_in_their_heads(tmp_path, c
         first, second = found["seeds"][name]["seeds"]
         assert first != second and found["figures"][name]["value"] == pytest.approx((first + second) / 2)
     assert len(set(found["seeds"]["domain.loss_drop"]["seeds"])) == 1
+
+
+def test_a_run_with_settings_of_its_own_is_not_measured():
+    """Further seeds would be made with those of the recipe, and the mean would be of two kinds of runs."""
+    recipe = recipes.smoke()
+    stages = recipes.stages(replace(recipe, calibrate=replace(recipe.calibrate, grid=9)))
+    with pytest.raises(ValueError, match="other settings than smoke has.*calibrate.grid is 9 and there 8"):
+        curriculum.manifests(smoke(), "smoke", stages)

@@ -64,8 +64,13 @@ def test_a_process_that_was_killed_is_named(tmp_path):
     assert run.returncode and "process 1 was ended by SIGKILL, as a system does that runs out" in err
 
 
-def test_processes_whose_starter_was_killed_stop(tmp_path):
+@pytest.mark.parametrize("ignored", [False, True])
+def test_processes_whose_starter_was_killed_stop(ignored, tmp_path):
+    """Also where Ctrl-C is ignored, as of what a script runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else None
     run = begin("--out", str(tmp_path / "run"))
+    if ignored:
+        signal.signal(signal.SIGINT, before)
     while not (tmp_path / "run/rows/manifest.json").exists():
         assert run.poll() is None
         time.sleep(0.1)
@@ -82,14 +87,16 @@ def test_processes_whose_starter_was_killed_stop(tmp_path):
     assert runner.state(tmp_path / "run/calibrate") == "not begun"
 
 
-def test_ctrl_c_stops_them_all_and_what_goes_on_ends_in_the_same_files(tmp_path):
+@pytest.mark.parametrize("whom", [os.killpg, os.kill], ids=["a terminal", "a supervisor"])
+def test_ctrl_c_stops_them_all_and_what_goes_on_ends_in_the_same_files(whom, tmp_path):
+    """Of a terminal it reaches all that it started, of a supervisor the starter alone."""
     words = ["--until", "domain", "domain.fit.steps=6", "domain.fit.log_every=1"]
     run = begin("--out", str(tmp_path / "run"), *words)
     steps = tmp_path / "run/domain/metrics.jsonl"
     while not steps.exists() or '"step": 2,' not in steps.read_text():
         assert run.poll() is None
         time.sleep(0.02)
-    os.killpg(run.pid, signal.SIGINT)
+    whom(run.pid, signal.SIGINT)
     _, err = run.communicate(timeout=120)
     assert run.returncode == 130 and "stopped" in err
     assert not (tmp_path / "run/domain/manifest.json").exists()
