@@ -67,7 +67,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
 def cleared(folder: Path) -> None:
     """Of writes that a kill cut short."""
     for path in folder.rglob(".*.part*"):
-        path.unlink()
+        if path.is_file():
+            path.unlink()
 
 
 def unwritten(path: Path, why: str) -> str:

@@ -50,6 +50,7 @@ def test_what_a_kill_cut_short_is_cleared_away(tmp_path):
     for path in cut:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half")
+    (tmp_path / "first/.a.part").mkdir()  # no write of ours
     run(stages(), tmp_path, say=quiet)
     assert not any(path.exists() for path in cut) and calls(tmp_path, "first") == 1
 

@@ -182,9 +182,8 @@ def test_e4b_starts_only_after_e2b_has_passed_all_its_gates(made, tmp_path, caps
     assert "harvest (begun)" in refused("--after", str(made))
     (made / "kept").rename(made / "harvest/manifest.json")
     made.rename(tmp_path / "runs/gemma4_e2b")
-    assert (
-        train(*words, "--model", "tiny-gemma4", "harvest.taps=4,6,8,10", "domain.quantize=none", "semantic.tap=4") == 0
-    )
+    small = ["harvest.taps=4,6,8,10", "domain.quantize=none", "semantic.tap=4", "trajectory.glance=64"]
+    assert train(*words, "--model", "tiny-gemma4", *small) == 0
     assert runner.state(out / "rows") == "whole"
 
 
@@ -220,6 +219,8 @@ WRONG = {
         "tyni: one of tiny, tiny3n, smoke, gemma4_e2b, gemma3n_e2b, gemma4_e4b, domain is needed",
     ),
     "no rows of one's own": (["gemma4_e2b"], "data is missing: rows of your own, --data DIR with train.jsonl in it"),
+    "a glance at all there is": (["smoke", "trajectory.glance=2048"], "fewer than all 2,048 tokens of the vocabulary"),
+    "a glance at one token": (["smoke", "trajectory.glance=1"], "trajectory.glance is 1; 2 or more is needed"),
     "taps that leave a hole": (["gemma4_e2b", "harvest.taps=9,14"], "taps are [9, 14]; blocks from 14, the last that"),
     "another order": (["gemma4_e4b", "after=tiny"], "after=tiny: that is no setting; --after DIR"),
     "after nothing": (["smoke", "--after", "runs/tiny"], "--after is of recipes that come after another"),
