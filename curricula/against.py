@@ -11,7 +11,7 @@ from curricula.exchange import by_hosts
 from curricula.features import Features
 from curricula.labels import ACCEPT, ROUTES
 from curricula.positions import chunks, normed
-from curricula.probe import probe
+from curricula.probe import crossed, probe
 from heads.trajectory import Told
 
 BINS, POINTS = 15, 40
@@ -92,6 +92,7 @@ def simpler(
     """Scores of `test`, N T each."""
     test, taps = found["test"], len(found["test"].taps)
     facts = {role: lens(features, clear) for role, features in found.items()}
+    halves = clusters(found["tune"]) % 2 == 0
     names = {"constant": None, "confidence": 0, "margin": 2, "entropy": 3}
     scores = {
         name: np.zeros((test.count, taps)) if at is None else facts["test"][:, :, at] * (-1 if name == "entropy" else 1)
@@ -101,11 +102,14 @@ def simpler(
     def work(t: int) -> dict[str, np.ndarray]:
         read = {role: states(decoder, features, t) for role, features in found.items()}
         both = {role: np.concatenate([facts[role][:, t], read[role]], axis=1) for role in found}
-        said = {}
+        odds = {}
         for name, given in (("probe", both), ("state probe", read)):
             fitted = probe(given["heads"], enough["heads"][:, t], given["tune"], enough["tune"][:, t])
-            said[name] = fitted(given["test"])
-        return said
+            odds[name] = {role: fitted(given[role]) for role in ("tune", "test")}
+        plain = {role: np.insert(facts[role][:, t], 0, 1, axis=1) for role in ("tune", "test")}
+        weighed = {role: np.insert(plain[role], 0, of, axis=1) for role, of in odds["probe"].items()}
+        settled = crossed(weighed["tune"], enough["tune"][:, t].astype(float), halves)  # as the head's are
+        return {"probe": weighed["test"] @ settled, "state probe": odds["state probe"]["test"]}
 
     each = list(by_hosts(group, range(taps), work, "probes"))
     return scores | {name: np.stack([of[name] for of in each], axis=1) for name in each[0]}
