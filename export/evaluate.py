@@ -1,11 +1,10 @@
 """A saved Core ML package, computed by numpy from the bytes that were written: what it says, without Core ML.
 
-Exactly, only weights are rounded: what is off then is the program's logic. In half precision every result is rounded as
-the Neural Engine rounds it, and sums are wide: what is off more is what the engine would be off.
+Exactly, only weights are rounded: what is off then is the program's logic. In half precision every result is rounded,
+and sums are wide, as the Neural Engine is said to do: what is off more is what it would be off.
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ Given = Mapping[str, Any]  # what an operation is given, by name; None where it 
 
 def load(package: Path) -> Any:
     """The program, its weights read back from the file."""
-    model = ct.models.MLModel(str(package), skip_model_load=True)
+    model: Any = ct.models.MLModel(str(package), skip_model_load=True)
     spec = model.get_spec()
-    weights = model.weights_dir or os.path.join(package, "Data/com.apple.CoreML/weights")
-    return program_of(spec, spec.specificationVersion, file_weights_dir=weights)
+    return program_of(spec, spec.specificationVersion, file_weights_dir=model.weights_dir)
 
 
 def run(program: Any, function: str, feeds: Mapping[str, np.ndarray], exact: bool) -> dict[str, np.ndarray]:

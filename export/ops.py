@@ -14,7 +14,7 @@ Columns = Any  # of whatever world the operations belong to
 
 
 class Ops(ABC):
-    """The fewest that all heads can be said in, each of which the Neural Engine has."""
+    """The fewest that heads can be said in."""
 
     @abstractmethod
     def conv(self, x: Columns, weight: np.ndarray, bias: np.ndarray | None = None) -> Columns:

@@ -98,6 +98,18 @@ def test_baselines_are_what_they_are_called(given):
     assert np.array_equal(lead, np.minimum(test.whole("margin"), CLEAR)) and 0 < (lead == CLEAR).mean() < 1
 
 
+def test_the_probe_is_weighed_against_plain_facts_on_tune_as_the_head_is(given):
+    """What it learned on `heads` is worthless here; the facts alone tell, and only where `tune` is asked."""
+    decoder, found, enough = given
+    shuffled = np.random.default_rng(0).permutation(enough["heads"])
+    others = against.simpler(decoder, found, enough | {"heads": shuffled}, CLEAR)
+    worth = {
+        name: np.mean([auroc(of[:, t], enough["test"][:, t]) for t in range(of.shape[1])])
+        for name, of in others.items()
+    }
+    assert worth["probe"] > max(worth["state probe"], 0.5) + 0.1
+
+
 def test_the_chance_of_accepting_is_that_of_a_softmax_over_routes():
     logits = np.random.default_rng(0).normal(size=(20, 3, 4)) * 3
     share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)

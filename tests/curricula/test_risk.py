@@ -37,6 +37,21 @@ def test_a_bet_for_the_truth_is_won_with_documents_enough():
     assert won(np.zeros(300), 0.01, 0.1)
 
 
+@pytest.mark.parametrize("texts", [24, 12, 6])
+def test_windows_of_a_text_counted_one_by_one_promise_what_they_cannot(texts):
+    """Half of the texts go wrong in .12 of their tokens, so the risk is .06; .05 may be promised one time in ten."""
+    wrong = np.zeros(2)
+    for seed in range(200):
+        rng = np.random.default_rng([seed, texts])
+        text = np.repeat(np.arange(texts), 1200 // texts)
+        windows = rng.binomial(16, rng.choice([0.0, 0.12], size=texts)[text]) / 16
+        units = windows, np.bincount(text, windows) / np.bincount(text)
+        for which, loss in enumerate(units):
+            chosen = choose(loss[:, None], np.ones((len(loss), 1)), np.array([0.5]), 0.05, 0.1, seed)
+            wrong[which] += chosen.threshold is not None
+    assert wrong[0] / 200 > 0.12 and wrong[1] / 200 <= 0.1
+
+
 @pytest.mark.parametrize("alpha", [0.02, 0.05])
 def test_promises_are_kept_and_naive_ones_are_not(alpha):
     loss, leaving, grid = table(3, documents=3000)
