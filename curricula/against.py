@@ -117,10 +117,8 @@ def simpler(
 
 def lens(features: Features, clear: float) -> np.ndarray:
     """N T 5: of the whole head, logs of the first share and of all others, margin, entropy, margin up to `clear`."""
-    share = features.whole("confidence").astype(np.float64)
-    doubt = np.log(np.maximum(1 - share, 1e-7))
-    margin = features.whole("margin")
-    parts = [np.log(share), doubt, margin, features.whole("entropy"), np.minimum(margin, clear)]
+    doubt, margin = features.whole("doubt"), features.whole("margin")
+    parts = [np.log1p(-np.exp(doubt)), doubt, margin, features.whole("entropy"), np.minimum(margin, clear)]
     return np.stack(parts, axis=-1).astype(np.float32)
 
 

@@ -16,6 +16,7 @@ from agp.models.decoder import Decoder, Stream
 from agp.sites import Site, skip
 
 MOST = 1 << 24  # logits that may be there at once, where a GPU is to be filled
+LEAST = 1e-9  # share: a log of it is never far away
 ROOM = 1 << 19 if CPU else MOST  # as many as the caches of a CPU hold: twice as fast there
 
 
@@ -25,7 +26,7 @@ class Reading(NamedTuple):
     divergence: mx.array  # KL(teacher || lens), nats
     agrees: mx.array  # the same token is likeliest
     margin: mx.array  # between the lens's first and second logit
-    confidence: mx.array  # the lens's share of its first
+    doubt: mx.array  # log of what the lens gives to all but its first: where it is sure, 1 - share has no digits left
     entropy: mx.array  # of the lens, nats
 
 
@@ -86,12 +87,13 @@ def shares(model: Decoder, states: mx.array) -> mx.array:
 def compared(teacher: Said, lens: Said) -> Reading:
     best = mx.argmax(lens.logs, axis=-1, keepdims=True)
     first = mx.take_along_axis(lens.logs, best, axis=-1)
-    second = mx.where(mx.arange(lens.logs.shape[-1]) == best, -mx.inf, lens.logs).max(-1, keepdims=True)
+    others = mx.arange(lens.logs.shape[-1]) != best
+    second = mx.where(others, lens.logs, -mx.inf).max(-1, keepdims=True)
     return Reading(
         divergence=(teacher.shares * (teacher.logs - lens.logs)).sum(-1),
         agrees=(best == mx.argmax(teacher.logs, axis=-1, keepdims=True))[..., 0],
         margin=(first - second)[..., 0],
-        confidence=mx.exp(first)[..., 0],
+        doubt=mx.log(mx.maximum(mx.where(others, lens.shares, 0).sum(-1), LEAST)),
         entropy=-(lens.shares * lens.logs).sum(-1),
     )
 

@@ -92,7 +92,7 @@ def test_baselines_are_what_they_are_called(given):
     assert others.keys() == {"constant", "confidence", "margin", "entropy", "probe", "state probe"}
     assert (others["constant"] == 0).all() and np.array_equal(others["margin"], test.whole("margin"))
     np.testing.assert_allclose(others["entropy"], -test.whole("entropy"), rtol=1e-6)
-    np.testing.assert_allclose(others["confidence"], np.log(test.whole("confidence")), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(others["confidence"], np.log1p(-np.exp(test.whole("doubt"))), rtol=1e-4, atol=1e-6)
     assert np.abs(others["probe"] - others["state probe"]).max() > 0.1
     lead = against.lens(test, CLEAR)[..., -1]
     assert np.array_equal(lead, np.minimum(test.whole("margin"), CLEAR)) and 0 < (lead == CLEAR).mean() < 1

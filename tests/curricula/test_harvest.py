@@ -10,7 +10,7 @@ import pytest
 from agp.batch import continued
 from agp.generate import generate
 from agp.sites import Site, skip
-from curricula import recipes, runner
+from curricula import oracle, recipes, runner
 from curricula.documents import prompts
 from curricula.features import Features
 from curricula.observe import observe
@@ -45,7 +45,7 @@ def some_documents(features, count=4):
 @pytest.mark.parametrize("role", ["heads", "test"])
 def test_labels_are_those_of_a_slow_function(role, root, loaded):
     features = Features(root / "harvest", role)
-    names = ("divergence", "agrees", "margin", "confidence", "entropy", "taught", "taught_logs")
+    names = ("divergence", "agrees", "margin", "doubt", "entropy", "taught", "taught_logs")
     stored = {name: features.whole(name) for name in names}
     for d in some_documents(features):
         ids, first = features.of(d, "ids").tolist(), features.of(d, "first")
@@ -58,11 +58,22 @@ def test_labels_are_those_of_a_slow_function(role, root, loaded):
             for t, tap in enumerate(features.taps):
                 lens = slow_logs(loaded.model, ids[:k], tap)
                 second, first_one = np.sort(lens)[-2:]
-                told = [stored[name][at, t] for name in ("divergence", "margin", "confidence", "entropy")]
+                told = [stored[name][at, t] for name in ("divergence", "margin", "doubt", "entropy")]
                 share = np.exp(lens)
-                true = [(np.exp(truth) * (truth - lens)).sum(), first_one - second, share.max(), -(share * lens).sum()]
+                doubt = np.log(max(np.delete(share, lens.argmax()).sum(), 1e-9))
+                true = [(np.exp(truth) * (truth - lens)).sum(), first_one - second, doubt, -(share * lens).sum()]
                 np.testing.assert_allclose(told, true, rtol=1e-3, atol=1e-4)
                 assert stored["agrees"][at, t] == (lens.argmax() == truth.argmax())
+
+
+def test_where_the_lens_is_all_but_sure_its_doubt_keeps_its_digits():
+    """1 - share would have two of them, or none."""
+    logits = np.zeros((3, 1, 40), np.float32)
+    logits[np.arange(3), 0, [4, 5, 6]] = [12, 18, 40]
+    total = np.exp(logits).sum(-1, keepdims=True)
+    of = oracle.Said(mx.array(logits - np.log(total)), mx.array(np.exp(logits) / total))
+    true = np.log(np.maximum(39 / (39 + np.exp(np.array([12.0, 18, 40]))), 1e-9))
+    np.testing.assert_allclose(np.array(oracle.compared(of, of).doubt)[:, 0], true, rtol=1e-6)
 
 
 def test_what_a_conversation_was_answered_is_what_generate_says(root, loaded):

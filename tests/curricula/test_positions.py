@@ -41,7 +41,7 @@ def test_a_state_is_read_as_the_lens_reads_it(met, features):
     seen, model = met.seen(at), met.decoder
     logits = np.array(model.head(seen.read), np.float64)
     share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    np.testing.assert_allclose(share.max(-1), features.take("confidence", at), rtol=2e-2)
+    np.testing.assert_allclose(np.log(1 - share.max(-1)), features.take("doubt", at), rtol=2e-2)
     assert seen.now.shape == (3, 4, 192) and seen.before.shape == (3, 3, 192)
     assert np.array_equal(np.array(seen.facts), met.facts[at])
 
