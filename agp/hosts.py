@@ -207,7 +207,7 @@ class Meeting:
 
 HERE, BYE = b".", b"!"
 OTHER_PORTS = "give mlx.launch another --starting-port"
-GO_ON = "What was saved last is whole: start the same command again on all hosts to go on from it"
+GO_ON = "What was saved last is whole: start the same command again wherever it ran to go on from it"
 
 
 class Waiting:

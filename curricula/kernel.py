@@ -194,5 +194,5 @@ def matched(
             continue
         if ends is None:
             ends = np.array([len(tokenizer.decode(ids[:end])) for end in range(first - 1, len(ids))])
-        for match in pattern.finditer(text):
+        for match in filter(lambda found: found.end() > found.start(), pattern.finditer(text)):  # \b is in no token
             true[here, number] |= (ends[:-1] < match.end()) & (ends[1:] > match.start())

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from agp.bounds import outside
-from agp.figures import GOAL
 from agp.models.decoder import Decoder
 from agp.peak import streams_of
 from agp.train import FitConfig
+from curricula import gates
 from curricula.runner import Stage
 from curricula.stages import adapt, calibrate, depth, domain, harvest, rows, semantic, trajectory, transfer
 
@@ -56,17 +56,8 @@ def faults(recipe: Recipe) -> list[str]:
         "trajectory": trajectory.faults(recipe.trajectory),
         "calibrate": calibrate.faults(recipe.calibrate),
     }
-    return outside(recipe) + named(special) + gate_faults(recipe)
-
-
-def gate_faults(recipe: Recipe) -> list[str]:
-    names, wrong = [stage.name for stage in stages(recipe)], []
-    for stage, goals in recipe.gates.items():
-        if stage not in names:
-            wrong.append(f"gates.{stage}: there is no such stage; they are {', '.join(names)}")
-        odd = [(metric, goal) for metric, goal in goals.items() if not GOAL.fullmatch(goal)]
-        wrong += [f"gates.{stage}.{metric} is {goal!r}; such as '>= 0.9' is needed" for metric, goal in odd]
-    return wrong
+    known = gates.measured(rows.ROLES, harvest.ROLES, recipe.transfer.ratios)
+    return outside(recipe) + named(special) + gates.faults(recipe.gates, known, [s.name for s in stages(recipe)])
 
 
 def unfit(recipe: Recipe, model: Decoder) -> list[str]:

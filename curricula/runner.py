@@ -125,6 +125,7 @@ def changed(stages: Sequence[Stage], root: Path) -> list[str]:
 def finish(stage: Stage, key: dict[str, Any], root: Path, group: Any) -> dict:
     out = root / stage.name
     out.mkdir(parents=True, exist_ok=True)
+    times(out)  # asked at the end, when hours may have gone by
     mx.reset_peak_memory()
     started = time.perf_counter()
     metrics = stage.run(stage.config, {name: root / name for name in stage.needs}, out, group)
@@ -259,8 +260,8 @@ def through(name: str, manifest: dict, out: Path, past: Past | None) -> dict:
 
 def note_time(out: Path, seconds: float) -> None:
     """Added up over all attempts."""
-    before = json.loads((out / TIMES).read_text()) if (out / TIMES).exists() else {"seconds": 0.0, "peak_bytes": 0}
-    peak = max(before["peak_bytes"], mx.get_peak_memory())
+    before = times(out) or {"seconds": 0.0, "peak_bytes": 0}
+    peak = max(int(before["peak_bytes"]), mx.get_peak_memory())
     write_json(out / TIMES, {"seconds": round(before["seconds"] + seconds, 3), "peak_bytes": peak})
 
 
@@ -280,10 +281,19 @@ def state(out: Path, thorough: bool = False) -> str:
 
 
 def took(out: Path) -> str:
+    found = times(out)
+    return "" if found is None else f"{found['seconds']:.0f} s, {found['peak_bytes'] / 1e9:.2f} GB at its peak"
+
+
+def times(out: Path) -> dict[str, float] | None:
+    """How long it took, over all attempts, and what it held."""
     if not (out / TIMES).exists():
-        return ""
-    times = json.loads((out / TIMES).read_text())
-    return f"{times['seconds']:.0f} s, {times['peak_bytes'] / 1e9:.2f} GB at its peak"
+        return None
+    try:
+        found = json.loads((out / TIMES).read_text())
+        return {name: float(found[name]) for name in ("seconds", "peak_bytes")}
+    except (ValueError, TypeError, KeyError) as e:
+        raise ValueError(f"{out / TIMES} cannot be read; nothing needs it: remove it") from e
 
 
 def aside(stages: Sequence[Stage], root: Path, first: str) -> None:

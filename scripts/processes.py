@@ -38,7 +38,8 @@ def run(count: int, argv: Sequence[str], root: Path) -> int:
         log = place(root, rank) / LOG
         if code and not codes[0] and log.exists():
             print(f"process {rank} ended with {code}: {log.read_text()[-SHOWN:]}", file=sys.stderr)
-    found = next((code if code > 0 else 128 - code for code in codes if code), 0)
+    killed = [128 - code for code in codes if code < 0]  # the others only missed it
+    found = next((code for code in killed + codes if code), 0)
     return 130 if stopped and found else found  # the one that was slower may have missed the other first
 
 

@@ -1,6 +1,5 @@
 """What `agp train RECIPE` does: the stages of a recipe one after another, in one folder."""
 
-import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from agp.train import METRICS
 from curricula import estimate, estimate_heads, recipes, runner
 from curricula.recipes import Recipe
 from curricula.report.collect import ABOUT, parsed, runs_in
+from curricula.report.collect import rows as logged
 from curricula.stages import rows
 from scripts import processes
 from scripts.asked import all_named
@@ -44,11 +44,12 @@ def run(args, name: str) -> int:
         raise ValueError("; ".join(wrong))
     wrong = faulty(recipe) + other(root, name)
     lacking = wrong + missing(recipe, args.after or root.parent / recipe.after)
+    hosts, count = told(), processes.usual() if args.processes is None else args.processes
     if args.dry_run:
         kept = stages[: [stage.name for stage in stages].index(args.again)] if args.again else stages
-        return preview(recipe, stages, root, lacking + runner.changed(kept, root), sound=not wrong)
+        lacking += runner.changed(kept, root)
+        return preview(recipe, stages, root, lacking, sound=not wrong, copies=1 if hosts else max(count, 1))
     past = None if args.past_gate is None else runner.Past(args.past_gate, args.why)
-    hosts, count = told(), processes.usual() if args.processes is None else args.processes
     with announced(hosts, args.wait):  # what is wrong here may be right on the others
         if not lacking and unknown(recipe.domain.model):
             find(recipe.domain.model, recipe.domain.revision)
@@ -195,14 +196,16 @@ def shaped(recipe: Recipe) -> Decoder:
     return estimate.shaped(given, recipe.domain.quantize)
 
 
-def preview(recipe: Recipe, stages: list[runner.Stage], root: Path, lacking: list[str], sound: bool) -> int:
-    """Stages and gates; then what they would take."""
+def preview(
+    recipe: Recipe, stages: list[runner.Stage], root: Path, lacking: list[str], sound: bool, copies: int
+) -> int:
+    """Stages and gates; then what they would take, where so many processes each keep what was made."""
     for stage in stages:
         gate = ", ".join(f"{name} {goal}" for name, goal in stage.gate.items()) or "no gate"
         print(f"{stage.name:<12} {runner.state(root / stage.name):<24} {gate}")
     if sound:
         try:
-            takes(recipe, stages, root)
+            takes(recipe, stages, root, copies)
         except ValueError as e:
             print(f"\nwhat they take is not estimated: {e}")
             lacking = lacking + ([] if unknown(recipe.domain.model) else [str(e)])
@@ -211,7 +214,7 @@ def preview(recipe: Recipe, stages: list[runner.Stage], root: Path, lacking: lis
     return int(bool(lacking))
 
 
-def takes(recipe: Recipe, stages: list[runner.Stage], root: Path) -> None:
+def takes(recipe: Recipe, stages: list[runner.Stage], root: Path, copies: int) -> None:
     """A table of memory, disk and time, on a Mac as assumed and here."""
     model, work = shaped(recipe), observed(recipe, root)
     machines = [MAC, here(recipe.domain, shaped(recipe))]
@@ -235,8 +238,9 @@ def takes(recipe: Recipe, stages: list[runner.Stage], root: Path) -> None:
     print("", *(f"{name}: {told}" for name, cost in found[0].items() for told in cost.shapes), "", sep="\n")
     for costs, machine in zip(found, machines, strict=True):
         print(f"{machine.name}: {verdict(costs, machine)}\n  {machine.about}")
-    needed, free = sum(cost.disk for cost in found[0].values()), shutil.disk_usage(parent(root)).free
-    print(f"disk: {sized(needed)} in all, {sized(free)} are free here{'' if needed < free else ': TOO LITTLE'}")
+    needed, free = copies * sum(cost.disk for cost in found[0].values()), shutil.disk_usage(parent(root)).free
+    each = f", a copy for each of {copies} processes" if copies > 1 else ""
+    print(f"disk: {sized(needed)} in all{each}, {sized(free)} are free here{'' if needed < free else ': TOO LITTLE'}")
 
 
 def column(stage: runner.Stage, cost: estimate.Cost, machine: Machine, root: Path) -> str:
@@ -250,8 +254,8 @@ def left(stage: runner.Stage, cost: estimate.Cost, out: Path) -> float:
         return 0
     if not hasattr(stage.config, "fit"):
         return max(0, 1 - sum(path.stat().st_size for path in out.glob("*.safetensors")) / cost.disk)
-    rows = (out / METRICS).read_text().splitlines() if (out / METRICS).exists() else []
-    return 1 - max((json.loads(row)["step"] for row in rows), default=0) / stage.config.fit.steps
+    found = logged(out / METRICS, []) if (out / METRICS).exists() else []
+    return 1 - max((row["step"] for row in found), default=0) / stage.config.fit.steps
 
 
 def verdict(costs: Mapping[str, estimate.Cost], machine: Machine) -> str:

@@ -35,8 +35,12 @@ def run(args) -> int:
             continue
         print(f"{root}  ({about.get('recipe')})")
         for name in map(str, names):
-            said, took = runner.state(root / name, args.check), runner.took(root / name)
+            said = runner.state(root / name, args.check)
             worst |= "damaged" in said
+            try:
+                took = runner.took(root / name)
+            except ValueError as e:
+                took, worst = str(e), 1
             print(f"  {name:<12} {said:<10}" + (f" ({took})" if took else ""))
     if args.check:
         print("All files were read: " + ("some are damaged" if worst else "each has the digest it was written with"))

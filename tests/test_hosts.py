@@ -361,7 +361,7 @@ def test_a_killed_host_leaves_a_whole_state_and_both_end_in_the_same_bits(victim
     code, said = ended(runs[1 - victim])
     ended(runs[victim])
     kept = json.loads(mx.load(str(broken[1 - victim] / STATE), return_metadata=True)[1]["agp"])["step"]
-    assert "the same command again on all hosts" in said, said
+    assert "the same command again wherever it ran" in said, said
     if code == 2:  # the ring told; now and then it does not, and the watch ends the process instead
         assert kept >= 5 and "a host was lost" in said and f"Step {kept} is saved in {broken[1 - victim]}" in said, said
     else:

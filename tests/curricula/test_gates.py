@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from agp.train import FitConfig
-from curricula import labels, recipes, runner
+from curricula import gates, labels, recipes, runner
 from curricula.features import Features
 from curricula.mending import stacked
 from curricula.positions import Met
 from curricula.runner import GateClosed
-from curricula.stages import calibrate, depth, semantic, trajectory, transfer
+from curricula.stages import calibrate, depth, harvest, rows, semantic, trajectory, transfer
 from curricula.teacher import teacher
 from tests.curricula.run import smoke
 
@@ -38,6 +38,16 @@ GATES = {
     },
     "calibrate": {"violations": "<= 0.15", "broken": "<= 0", "macs_first": "< 1"},
 }
+
+
+def test_a_gate_may_ask_for_all_that_is_measured_and_for_nothing_else():
+    """So that none is misspelt for hours."""
+    recipe = recipes.smoke()
+    known = gates.measured(rows.ROLES, harvest.ROLES, recipe.transfer.ratios)
+    for stage in recipes.stages(recipe):
+        found = runner.read(smoke() / stage.name)["metrics"]
+        numbers = {name for name, value in found.items() if type(value) in (int, float, type(None))}
+        assert {name for name in numbers if not name.endswith("_interval")} == set(known[stage.name]), stage.name
 
 
 def through(name, root, config=None, gate=None):

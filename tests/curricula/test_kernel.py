@@ -73,6 +73,12 @@ def test_a_pattern_over_tokens_holds_at_the_tokens_read_within_a_match(root, loa
     assert hits == total and found.true.any()
 
 
+def test_a_match_of_no_letters_is_at_no_token(root, loaded, tmp_path):
+    """Where words begin is within a token here and there, and which one that is would be luck."""
+    path = written(tmp_path, {"name": "word", "type": "invariant", "regex": r"\b", "over": "token"})
+    assert not labelled(root, loaded, path)[1].true.any()
+
+
 def test_a_field_holds_where_rows_say_so_and_rows_that_are_silent_do_not_count(root, loaded, tmp_path):
     given = {"name": "copy", "type": "primitive", "field": "primitive", "equals": ["copying.copy", "copying.reverse"]}
     features, found = labelled(root, loaded, written(tmp_path, given))

@@ -55,6 +55,18 @@ def test_runs_sees_a_flipped_byte_if_asked_to_look(made, capsys):
     assert "harvest is damaged: test-0000.safetensors has other bytes than were written" in capsys.readouterr().err
 
 
+def test_times_that_cannot_be_read_are_named_before_hours_are_spent(made, capsys):
+    assert train("smoke", "--out", str(made), "--until", "rows") == 0
+    (made / "rows/times.json").write_text("{")
+    assert cli.main(["runs", str(made)]) == 1
+    assert f"({made / 'rows/times.json'} cannot be read; nothing needs it: remove it)" in capsys.readouterr().out
+    (made / "rows/manifest.json").unlink()
+    assert train("smoke", "--out", str(made), "--until", "rows") == 2
+    assert "nothing needs it: remove it" in capsys.readouterr().err
+    (made / "rows/times.json").unlink()
+    assert train("smoke", "--out", str(made), "--until", "rows") == 0
+
+
 def test_no_runs_yet_is_no_error_and_none_where_some_should_be_is(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["runs"]) == 0
@@ -71,6 +83,17 @@ def test_a_dry_run_says_what_would_be_done_and_what_it_takes_and_makes_nothing(t
     assert re.search(r"harvest +[\d.]+ MB \| +[\d.]+ \w+ +[\d.]+ s \| ", said)
     assert "here: fits: " in said and "tokens a second" in said and "nothing has been measured on a Mac" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_each_process_keeps_a_copy_and_the_dry_run_counts_them(tmp_path, capsys):
+    disk = []
+    for count in ("20", "60"):
+        assert cli.main(["train", "smoke", "--out", str(tmp_path), "--dry-run", "--processes", count]) == 0
+        said = capsys.readouterr().out
+        found = re.search(rf"^disk: ([\d.]+) GB in all, a copy for each of {count} processes,", said, re.MULTILINE)
+        disk.append(float(found[1]) if found else 0)
+    assert disk[1] == pytest.approx(3 * disk[0], rel=0.1)
+    assert train("smoke", "--out", str(tmp_path), "--dry-run") == 0 and "a copy" not in capsys.readouterr().out
 
 
 def test_what_is_whole_takes_no_more_time(made, capsys):
@@ -115,6 +138,9 @@ def test_of_what_is_begun_only_the_rest_is_left(made):
     (made / "harvest/heads-0000.safetensors").unlink()
     assert 0 < recipe.left(harvest, cost, made / "harvest") < 0.5
     longer = replace(domain, config=replace(domain.config, fit=replace(domain.config.fit, steps=8)))
+    assert recipe.left(longer, cost, made / "domain") == 0.75
+    with (made / "domain/metrics.jsonl").open("a") as file:
+        file.write('{"step": ')  # half a line, of a kill
     assert recipe.left(longer, cost, made / "domain") == 0.75
     assert recipe.left(domain, cost, made / "nowhere") == recipe.left(harvest, cost, made / "nowhere") == 1
 
@@ -247,6 +273,10 @@ WRONG = {
     ),
     "a block that makes its own keys": (["smoke", "depth.blocks=2"], "depth.blocks are (2,); those that borrow"),
     "a gate of no stage": (["smoke", "gates.foo.x=>= 1"], "gates.foo: there is no such stage; they are rows, domain"),
+    "a gate of what nothing measures": (
+        ["smoke", "gates.depth.gain=> 0"],
+        "gates.depth.gain: depth measures cost, gain_first, gain_surely, and no gain",
+    ),
     "no goal": (["smoke", "gates.rows.heads=many"], "gates.rows.heads is 'many'; such as '>= 0.9' is needed"),
     "a gate without a goal": (["smoke", "gates.rows=1"], "gates is {'rows': '1'}; gates.NAME.NAME=value is needed"),
     "more picked than there is": (["smoke", "semantic.picks=99"], "semantic.picks is 99, of 7 latents each; no more"),
