@@ -14,8 +14,11 @@ from export.ops import Columns, Ops, column
 mb: Any = Builder  # its operations are added to it as it is imported
 HALF, TARGET = np.float16, ct.target.macOS15
 Describe = Callable[[Ops, Mapping[str, Columns]], Mapping[str, Columns]]  # inputs to outputs, by name
-BINARY = {"add": mb.add, "sub": mb.sub, "mul": mb.mul, "maximum": mb.maximum, "minimum": mb.minimum}
-UNARY = {"exp": mb.exp, "tanh": mb.tanh, "erf": mb.erf}
+BINARY = {
+    **{"add": mb.add, "sub": mb.sub, "mul": mb.mul, "div": mb.real_div},
+    **{"maximum": mb.maximum, "minimum": mb.minimum},
+}
+UNARY = {"exp": mb.exp, "tanh": mb.tanh, "erf": mb.erf, "round": mb.round}
 
 
 class Mil(Ops):
@@ -41,6 +44,20 @@ class Mil(Ops):
 
     def reduce(self, name: str, x: Columns) -> Columns:
         return {"max": mb.reduce_max, "sum": mb.reduce_sum}[name](x=x, axes=[1], keep_dims=True)
+
+    def softmax(self, x: Columns) -> Columns:
+        return mb.softmax(x=x, axis=1)
+
+    def match(self, keys: Columns, queries: Columns) -> Columns:
+        return self.product(keys, queries, transpose_x=True)
+
+    def blend(self, values: Columns, shares: Columns) -> Columns:
+        return self.product(values, shares)
+
+    def product(self, x: Columns, y: Columns, **how: bool) -> Columns:
+        """Of matrices of channels by positions."""
+        x, y = (mb.transpose(x=of, perm=[0, 2, 1, 3]) for of in (x, y))
+        return mb.transpose(x=mb.matmul(x=x, y=y, **how), perm=[0, 2, 1, 3])
 
     def where(self, x: Columns, y: Any, a: Any, b: Any) -> Columns:
         return mb.select(cond=mb.greater_equal(x=x, y=half(y)), a=half(a), b=half(b))

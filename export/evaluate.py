@@ -87,6 +87,16 @@ def gelu(g: Given) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def softmax(g: Given) -> np.ndarray:
+    weights = np.exp(g["x"] - g["x"].max(g["axis"], keepdims=True))
+    return weights / weights.sum(g["axis"], keepdims=True)
+
+
+def matmul(g: Given) -> np.ndarray:
+    x, y = (g[name].swapaxes(-1, -2) if g.get(f"transpose_{name}") else g[name] for name in "xy")
+    return x @ y
+
+
 def cut(g: Given) -> np.ndarray:
     masks = [g[name] if g.get(name) is not None else [False] * g["x"].ndim for name in ("begin_mask", "end_mask")]
     ends = zip(g["begin"], g["end"], *masks, strict=True)
@@ -109,11 +119,13 @@ OPS: dict[str, Callable[[Given], Any]] = {
     "add": two(np.add),
     "sub": two(np.subtract),
     "mul": two(np.multiply),
+    "real_div": two(np.divide),
     "maximum": two(np.maximum),
     "minimum": two(np.minimum),
     "greater_equal": two(np.greater_equal),
     "exp": one(np.exp),
     "tanh": one(np.tanh),
+    "round": one(np.round),
     "erf": one(np.vectorize(math.erf)),
     "identity": one(lambda x: x),
     "log": lambda g: np.log(g["x"] + g["epsilon"]),
@@ -125,5 +137,8 @@ OPS: dict[str, Callable[[Given], Any]] = {
     "slice_by_index": cut,
     "layer_norm": layer_norm,
     "gelu": gelu,
+    "softmax": softmax,
+    "matmul": matmul,
+    "transpose": lambda g: g["x"].transpose(g["perm"]),
     "conv": conv,
 }

@@ -30,15 +30,27 @@ class Ops(ABC):
 
     @abstractmethod
     def unary(self, name: str, x: Columns) -> Columns:
-        """exp, log, tanh or erf."""
+        """exp, log, tanh, erf or round, which takes halves to the even."""
 
     @abstractmethod
     def binary(self, name: str, x: Columns, y: Columns | float | np.ndarray) -> Columns:
-        """add, sub, mul, maximum or minimum; an array is of C numbers."""
+        """add, sub, mul, div, maximum or minimum; an array is of C numbers."""
 
     @abstractmethod
     def reduce(self, name: str, x: Columns) -> Columns:
         """max or sum over channels, of which one is left."""
+
+    @abstractmethod
+    def softmax(self, x: Columns) -> Columns:
+        """Over channels."""
+
+    @abstractmethod
+    def match(self, keys: Columns, queries: Columns) -> Columns:
+        """Their products: of C channels and K and S positions, K channels and S positions."""
+
+    @abstractmethod
+    def blend(self, values: Columns, shares: Columns) -> Columns:
+        """Of C channels and K positions, and of K channels and S positions: C channels and S positions."""
 
     @abstractmethod
     def where(self, x: Columns, y: Columns | float | np.ndarray, a: Columns | float, b: Columns | float) -> Columns:
@@ -55,6 +67,10 @@ class Ops(ABC):
     @abstractmethod
     def shape(self, x: Columns) -> tuple[int, int]:
         """Channels and positions."""
+
+    def above(self, x: Columns, limits: np.ndarray) -> Columns:
+        """1 where it is, else 0: what is decided by a threshold."""
+        return self.where(self.mul(x, -1.0), -limits, 0.0, self.add(self.mul(x, 0.0), 1.0))
 
     def add(self, x: Columns, y: Any) -> Columns:
         return self.binary("add", x, y)
@@ -79,6 +95,9 @@ class Ops(ABC):
         return self.add(most, self.unary("log", self.reduce("sum", self.exp(x, most))))
 
 
+NUMPY = {"sub": "subtract", "mul": "multiply", "div": "divide"}
+
+
 class Plain(Ops):
     """Numbers, by numpy."""
 
@@ -99,10 +118,20 @@ class Plain(Ops):
         return np.vectorize(math.erf)(x) if name == "erf" else getattr(np, name)(x)
 
     def binary(self, name: str, x: np.ndarray, y: Any) -> np.ndarray:
-        return getattr(np, {"add": "add", "sub": "subtract", "mul": "multiply"}.get(name, name))(x, column(y))
+        return getattr(np, NUMPY.get(name, name))(x, column(y))
 
     def reduce(self, name: str, x: np.ndarray) -> np.ndarray:
         return getattr(np, name)(x, axis=1, keepdims=True)
+
+    def softmax(self, x: np.ndarray) -> np.ndarray:
+        weights = np.exp(x - x.max(1, keepdims=True))
+        return weights / weights.sum(1, keepdims=True)
+
+    def match(self, keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
+        return (keys[0, :, 0].T @ queries[0, :, 0])[None, :, None]
+
+    def blend(self, values: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        return (values[0, :, 0] @ shares[0, :, 0])[None, :, None]
 
     def where(self, x: np.ndarray, y: Any, a: Any, b: Any) -> np.ndarray:
         return np.where(x >= column(y), a, b)
@@ -115,6 +144,22 @@ class Plain(Ops):
 
     def shape(self, x: np.ndarray) -> tuple[int, int]:
         return x.shape[1], x.shape[3]
+
+
+class Margins(Plain):
+    """Numbers, and how near each position's closest decision was: within a tie a rounding may turn it."""
+
+    def __init__(self) -> None:
+        self.found: list[np.ndarray] = []
+
+    def above(self, x: np.ndarray, limits: np.ndarray) -> np.ndarray:
+        self.found.append(np.abs(x - column(limits)).min(axis=(0, 1, 2)))
+        return super().above(x, limits)
+
+    @property
+    def least(self) -> np.ndarray:
+        """Of each position."""
+        return np.min(self.found, axis=0)
 
 
 def numbers(x: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ from export import trajectory as described
 from export.ops import Plain
 from heads import glimpse
 from heads.trajectory import Config, Head, Seen
+from tests.export.columns import columns, rows
 from tests.toys import toy
 
 TAPS, SHAPE = 3, {"taps": 3, "width": 24, "dim": 32, "window": 4, "hidden": 16, "dropout": 0.0}
@@ -29,15 +30,6 @@ def made(request):
         head[name] = mx.random.normal(head[name].shape)
     head.size = 1 + mx.random.uniform(shape=head.size.shape)
     return Made(head, glance)
-
-
-def columns(x):
-    """N D to 1 D 1 N."""
-    return np.array(x, np.float64).T[None, :, None]
-
-
-def rows(x):
-    return x[0, :, 0].T
 
 
 def test_a_glance_says_the_same_facts(made):
