@@ -1,19 +1,30 @@
 """Core ML's operations, and a package of a description: columns are its variables, all of half precision."""
 
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import coremltools as ct
 import numpy as np
 from coremltools.converters.mil import Builder
 from coremltools.converters.mil.mil import Function, Program, types
+from coremltools.models.utils import MultiFunctionDescriptor, save_multifunction
 
 from export.ops import Columns, Ops, column
 
 mb: Any = Builder  # its operations are added to it as it is imported
 HALF, TARGET = np.float16, ct.target.macOS15
 Describe = Callable[[Ops, Mapping[str, Columns]], Mapping[str, Columns]]  # inputs to outputs, by name
+PASSES = [  # a description is as it should be, but for what is said twice: the usual hundred take twenty times as long
+    "common::const_deduplication",
+    "common::merge_consecutive_transposes",
+    "common::fuse_transpose_matmul",
+    "common::remove_redundant_ops",
+    "common::dead_code_elimination",
+]
 BINARY = {
     **{"add": mb.add, "sub": mb.sub, "mul": mb.mul, "div": mb.real_div},
     **{"maximum": mb.maximum, "minimum": mb.minimum},
@@ -74,8 +85,21 @@ class Mil(Ops):
         return x.shape[1], x.shape[3]
 
 
-def save(out: Path, inputs: Mapping[str, tuple[int, int]], describe: Describe) -> None:
-    """A package with one entry, `main`, for inputs of so many channels and positions."""
+def save(out: Path, entries: Mapping[str, tuple[Mapping[str, tuple[int, int]], Describe]], main: str) -> None:
+    """A package with these entries, of inputs of so many channels and positions; equal weights are stored once."""
+    with TemporaryDirectory() as folder:
+        found = MultiFunctionDescriptor()
+        for name, (inputs, describe) in entries.items():
+            place = str(Path(folder) / f"{name}.mlpackage")
+            with redirect_stderr(StringIO()):  # bars of its own
+                converted(inputs, describe).save(place)
+            found.add_function(place, "main", name)
+        found.default_function_name = main
+        with redirect_stderr(StringIO()):
+            save_multifunction(found, str(out))
+
+
+def converted(inputs: Mapping[str, tuple[int, int]], describe: Describe) -> Any:
     given = {
         name: mb.TensorSpec((1, channels, 1, count), dtype=types.fp16) for name, (channels, count) in inputs.items()
     }
@@ -84,9 +108,14 @@ def save(out: Path, inputs: Mapping[str, tuple[int, int]], describe: Describe) -
         said = describe(Mil(), function.inputs)
         function.set_outputs([mb.identity(x=of, name=name) for name, of in said.items()])
     program.add_function("main", function)
-    how = {"compute_precision": ct.precision.FLOAT16, "compute_units": ct.ComputeUnit.CPU_AND_NE}
-    model: Any = ct.convert(program, minimum_deployment_target=TARGET, skip_model_load=True, **how)
-    model.save(str(out))
+    return ct.convert(
+        program,
+        minimum_deployment_target=TARGET,
+        compute_precision=ct.precision.FLOAT16,
+        compute_units=ct.ComputeUnit.CPU_AND_NE,
+        pass_pipeline=ct.PassPipeline(PASSES, "heads"),
+        skip_model_load=True,
+    )
 
 
 def half(y: Any) -> Any:

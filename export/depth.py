@@ -28,7 +28,7 @@ class Past(NamedTuple):
 
 
 def together(o: Ops, decoder: Decoder, state: Columns) -> Columns:
-    """Gemma 3n's streams as one, by the size of the first, which the norm that follows takes off; others have one."""
+    """Gemma 3n's streams as one, to a size that the norm which follows takes off; others have one."""
     matrices: Any = getattr(decoder, "altup_unembed_projections", [])
     if not matrices:
         return state
@@ -37,7 +37,7 @@ def together(o: Ops, decoder: Decoder, state: Columns) -> Columns:
     for number, matrix in enumerate(matrices, 1):
         stream = o.cut(state, number * dim, (number + 1) * dim)
         total = o.add(total, o.norm(o.conv(stream, numbers(linear(matrix).weight)), UNIT))
-    return o.mul(total, 1 / (len(matrices) + 1))
+    return total
 
 
 def module(

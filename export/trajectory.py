@@ -10,7 +10,7 @@ from heads import glimpse, trajectory
 from heads.glimpse import LEAST
 from heads.trajectory import ROUTES, UNIT
 
-NEVER = -1e4  # of which no exponential is left
+NEVER = -1e3  # by the cap: of which no exponential is left, of a difference to it either
 
 
 class Said(NamedTuple):
@@ -19,40 +19,67 @@ class Said(NamedTuple):
     route: Columns
     vitality: Columns
     leave: Columns
-    hope: Columns
     earliest: Columns
 
 
-def glance(o: Ops, head: glimpse.Head, read: Columns) -> Columns:
-    """FACTS of what the final norm read.
+def glance(o: Ops, head: glimpse.Head, normed: Columns, gain: np.ndarray) -> Columns:
+    """FACTS of what the final norm reads, told without its gain.
 
     All but the first choice is added up beside the largest of it, not beside the first: so the log of its share is
     exact where half precision has no number for that share.
     """
-    capped = lambda x: x if head.config.cap is None else o.mul(o.unary("tanh", x), head.config.cap)
-    by = 1.0 if head.config.cap is None else 1 / head.config.cap
-    logits, alone = (capped(o.conv(read, by * numbers(of))) for of in (head.rows, head.rest[None]))
-    first, rest = o.reduce("max", logits), o.add(alone, math.log(head.config.others))
+    cap = head.config.cap or 1.0
+    logits, alone, height = heights(o, head, normed, gain)
+    apart = lambda x, y: o.mul(o.sub(x, y), cap)
+    share = lambda x, y: o.unary("exp", apart(x, y))
+    first, rest = o.reduce("max", logits), o.add(alone, math.log(head.config.others) / cap)
     below, ones = (o.where(logits, first, there, b) for there, b in ((NEVER, logits), (1.0, o.mul(logits, 0.0))))
     again = o.sub(o.reduce("sum", ones), 1.0)
     second = o.where(again, 0.5, first, o.reduce("max", below))
     most = o.binary("maximum", second, rest)
-    share = o.add(o.reduce("sum", o.exp(below, most)), o.exp(rest, most))
-    share = o.add(share, o.mul(again, o.exp(o.binary("minimum", first, most), most)))
-    others = o.sub(o.add(most, o.unary("log", share)), first)
+    shares = o.add(o.reduce("sum", share(below, most)), share(rest, most))
+    shares = o.add(shares, o.mul(again, share(o.binary("minimum", first, most), most)))
+    others = o.add(apart(most, first), o.unary("log", shares))
     others = o.add(o.softplus(o.sub(others, math.log(LEAST))), math.log(LEAST))
-    whole, gap = o.softplus(others), o.sub(first, second)
-    apart = o.reduce("sum", o.mul(o.exp(logits, first), o.sub(first, logits)))
-    apart = o.add(apart, o.mul(o.exp(rest, first), o.sub(first, alone)))
-    entropy = o.add(whole, o.mul(apart, o.unary("exp", o.mul(whole, -1.0))))
-    sure = o.mul(whole, -1.0)
-    return o.concat([sure, o.sub(others, whole), gap, entropy, first, o.binary("minimum", gap, head.config.clear)])
+    whole, gap = o.softplus(others), apart(first, second)
+    missed = o.reduce("sum", o.mul(share(logits, first), apart(first, logits)))
+    missed = o.add(missed, o.mul(share(rest, first), apart(first, alone)))
+    entropy = o.add(whole, o.mul(missed, o.unary("exp", o.mul(whole, -1.0))))
+    sure, lead = o.mul(whole, -1.0), o.binary("minimum", gap, head.config.clear)
+    return o.concat([sure, o.sub(others, whole), gap, entropy, o.mul(o.add(height, first), cap), lead])
 
 
-def taps(
-    o: Ops, head: trajectory.Head, states: list[Columns], before: Columns, read: list[Columns], facts: list[Columns]
-) -> list[Said]:
-    """`before` is of the first tap, of the positions before the first of these, from far to near."""
+def heights(o: Ops, head: glimpse.Head, normed: Columns, gain: np.ndarray) -> tuple[Columns, Columns, Columns]:
+    """Logits of the tokens looked at and of the rest, by their cap, and from where they are counted: near the largest.
+
+    It is taken off within the sum, before that is rounded: so choices close to each other keep the digits by which they
+    differ. tanh(a + b) - tanh(a) is tanh(b) / cosh(a)^2 / (1 + tanh(a) tanh(b)).
+    """
+    cap = head.config.cap or 1.0
+    rows, rest = numbers(head.rows) * gain / cap, numbers(head.rest)[None] * gain / cap
+    there = o.reduce("max", o.conv(normed, rows))
+    both = o.concat([normed, there])
+    more, alone = (o.conv(both, np.concatenate([of, -np.ones((len(of), 1))], axis=1)) for of in (rows, rest))
+    if head.config.cap is None:
+        return more, alone, there
+    bent = o.unary("tanh", there)
+    steep = o.binary(
+        "div", o.add(o.mul(there, 0.0), 2.0), o.add(o.unary("exp", there), o.exp(o.mul(there, 0.0), there))
+    )
+    steep = o.mul(steep, steep)
+
+    def capped(x: Columns) -> Columns:
+        x = o.unary("tanh", x)
+        return o.binary("div", o.mul(x, steep), o.add(o.mul(x, bent), 1.0))
+
+    return capped(more), capped(alone), bent
+
+
+def seen(o: Ops, head: trajectory.Head, states: list[Columns], before: Columns) -> list[Columns]:
+    """What is known at each tap before its state is read: what was learned, and from the second tap on the path.
+
+    `before` is of the first tap, of the positions before the first of these, from far to near.
+    """
     found, total, last = [], None, None
     for tap, state in enumerate(states):
         now = o.norm(state, UNIT)
@@ -64,34 +91,28 @@ def taps(
             total = o.add(own, o.conv(row, near.transpose(2, 1, 0)))
         else:
             total = o.add(total, own)
-        found.append(said(o, head, tap, total, turned(o, now, last), read[tap], facts[tap]))
+        x = o.gelu(o.add(total, numbers(head.bias[tap])))
+        x = o.gelu(o.conv(x, numbers(head.middle[tap]).T))
+        found.append(x if last is None else o.concat([x, turned(o, now, last)]))
         last = now
     return found
 
 
-def said(
-    o: Ops,
-    head: trajectory.Head,
-    tap: int,
-    total: Columns,
-    turned: Columns | None,
-    read: Columns,
-    facts: Columns,
-) -> Said:
-    x = o.gelu(o.add(total, numbers(head.bias[tap])))
-    x = o.gelu(o.conv(x, numbers(head.middle[tap]).T))
-    known = [x] if turned is None else [x, turned]
-    weight, bias = folded(head, tap, numbers(head.last[tap]), turned is None)
-    told = o.conv(o.concat([*known, facts, o.norm(read, UNIT)]), weight, bias)
-    weight, bias = folded(head, tap, numbers(head.first[tap])[:, None], turned is None)
+def said(o: Ops, head: trajectory.Head, tap: int, known: Columns, read: Columns, facts: Columns) -> Said:
+    weight, bias = folded(head, tap, numbers(head.last[tap]))
+    told = o.conv(o.concat([known, facts, o.norm(read, UNIT)]), weight, bias)
     n = len(ROUTES)
     others = o.cut(told, 1, n)
     route = o.concat([o.cut(told, 0, 1), o.sub(others, o.logsumexp(others))])
     rest = o.cut(told, n + 2, n + 3 + head.config.taps)
-    return Said(route, o.cut(told, n, n + 1), o.cut(told, n + 1, n + 2), o.conv(o.concat(known), weight, bias), rest)
+    return Said(route, o.cut(told, n, n + 1), o.cut(told, n + 1, n + 2), rest)
 
 
-def folded(head: trajectory.Head, tap: int, rows: np.ndarray, first: bool) -> tuple[np.ndarray, np.ndarray]:
+def hope(o: Ops, head: trajectory.Head, tap: int, known: Columns) -> Columns:
+    return o.conv(known, *folded(head, tap, numbers(head.first[tap])[:, None]))
+
+
+def folded(head: trajectory.Head, tap: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A weight and its bias for features as they are.
 
     Rows are of what was learned, of one, of the path and the facts to unit size, and of what was read. At the first tap
@@ -101,11 +122,11 @@ def folded(head: trajectory.Head, tap: int, rows: np.ndarray, first: bool) -> tu
     learned, one, plain, read = np.split(rows, [hidden, hidden + 1, hidden + 1 + len(size)])
     zero, size = zero[: len(plain)], size[: len(plain)]
     plain, bias = plain / size[:, None], one[0] - (zero / size) @ plain
-    if first:
+    if tap == 0:
         bias, plain = bias + plain[0], plain[1:]
     return np.concatenate([learned, plain, read]).T, bias
 
 
-def turned(o: Ops, now: Columns, last: Columns | None) -> Columns | None:
+def turned(o: Ops, now: Columns, last: Columns) -> Columns:
     """How far the state turned since the tap before."""
-    return None if last is None else o.mul(o.reduce("sum", o.mul(now, last)), 1 / o.shape(now)[0])
+    return o.mul(o.reduce("sum", o.mul(now, last)), 1 / o.shape(now)[0])

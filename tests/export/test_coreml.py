@@ -55,7 +55,7 @@ def described(o, given):
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     path = tmp_path_factory.mktemp("package") / "each.mlpackage"
-    coreml.save(path, INPUTS, described)
+    coreml.save(path, {"main": (INPUTS, described)}, "main")
     return evaluate.load(path)
 
 

@@ -36,7 +36,8 @@ def test_a_glance_says_the_same_facts(made):
     read = 3 * mx.random.normal((50, 32))
     sure = 40 * made.glance.rows[:14] / mx.linalg.norm(made.glance.rows[:14], axis=-1, keepdims=True)
     for given in (read, sure, mx.zeros((2, 32))):
-        ours = rows(described.glance(Plain(), made.glance, columns(given)))
+        gain = 0.5 + np.random.default_rng(0).random(32)
+        ours = rows(described.glance(Plain(), made.glance, columns(np.array(given) / gain), gain))
         np.testing.assert_allclose(ours, np.array(made.glance(given).facts), rtol=1e-4, atol=2e-4)
 
 
@@ -50,9 +51,10 @@ def test_all_taps_say_the_same_of_positions_beside_each_other(made, count):
     now, earlier = states[window - 1 :], states[: window - 1, 0]
     before = mx.stack([states[window - 1 - back : len(states) - back, 0] for back in range(1, window)], axis=1)
     wanted = head(Seen(now, before, read, facts))
-    by_tap = [[columns(x[:, t]) for t in range(TAPS)] for x in (now, read, facts)]
-    found = described.taps(Plain(), head, by_tap[0], columns(earlier), by_tap[1], by_tap[2])
-    for tap, said in enumerate(found):
-        for name, ours in said._asdict().items():
+    o = Plain()
+    known = described.seen(o, head, [columns(now[:, t]) for t in range(TAPS)], columns(earlier))
+    for tap, of in enumerate(known):
+        said = described.said(o, head, tap, of, columns(read[:, tap]), columns(facts[:, tap]))
+        for name, ours in (said._asdict() | {"hope": described.hope(o, head, tap, of)}).items():
             theirs = np.array(getattr(wanted, name))[:, tap].reshape(count, -1)
             np.testing.assert_allclose(rows(ours), theirs, rtol=1e-4, atol=1e-4, err_msg=f"{name} at tap {tap}")

@@ -1,0 +1,130 @@
+"""All heads of a run as one description: what each entry of the package takes, and what it says of it.
+
+`one` is for a token that is being made, `many` for 64 of a prompt; both take all taps at once. Before a later tap is
+reached its state may be zeros: nothing said of a tap hangs on one above it.
+`receive_one` and `receive_many` are the other host's: a state from what was sent.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from agp.peak import kv_heads
+from export import depth, semantic, trajectory, transfer
+from export.ops import Columns, Ops, numbers
+from heads.bundle import Bundle
+from heads.trajectory import Head
+from heads.transfer import Head as Sender
+
+MANY = 64
+PAST = depth.Past._fields
+
+Describe = Callable[[Ops, Mapping[str, Columns]], dict[str, Columns]]
+
+
+class Entry(NamedTuple):
+    inputs: dict[str, tuple[int, int]]  # channels and positions, by name
+    describe: Describe
+
+
+def entries(bundle: Bundle, room: int) -> dict[str, Entry]:
+    """By name; at most `room` keys of each kind are handed over."""
+    check(bundle)
+    found = {}
+    for name, count in (("one", 1), ("many", MANY)):
+        found[name] = Entry(taken(bundle, count, room), partial(say, bundle))
+        found[f"receive_{name}"] = Entry(received(bundle, count), partial(receive, bundle))
+    return found
+
+
+def check(bundle: Bundle) -> None:
+    """Both trajectory heads read states alike: what they have of them is computed once."""
+    for name in ("now", "before", "bias", "middle"):
+        if not mx.array_equal(bundle.plain[name], bundle.late[name]):
+            raise ValueError(f"calibrate changed {name} of the trajectory head, which only the trajectory stage learns")
+
+
+def senders(bundle: Bundle) -> dict[str, Sender]:
+    """The codecs that were learned, by name."""
+    return {name: of for name, of in bundle.codecs.items() if isinstance(of, Sender)}
+
+
+def taken(bundle: Bundle, count: int, room: int) -> dict[str, tuple[int, int]]:
+    shape = bundle.plain.config
+    found = {"states": (shape.taps * shape.width, count), "before": (shape.width, shape.window - 1)}
+    found |= {"told": (next(iter(senders(bundle).values())).config.told, count)} if senders(bundle) else {}
+    kept = kv_heads(bundle.decoder.config)
+    for kind, attention in bundle.modules[0].attention.items():
+        size, keys = attention.head_dim, kept[lent(bundle, kind)]
+        sizes = ((keys * size, room), (keys * size, room), (room, count), (size // 2, count), (size // 2, count))
+        found |= {f"{name}_{kind}": of for name, of in zip(PAST, sizes, strict=True)}
+    return found
+
+
+def lent(bundle: Bundle, kind: str) -> int:
+    """The block that makes keys of this kind for those above."""
+    config = bundle.decoder.config
+    return next(block for block in config.lenders if config.layer_types[block] == kind)
+
+
+def say(bundle: Bundle, o: Ops, given: Mapping[str, Columns]) -> dict[str, Columns]:
+    """Of taps in turn, side by side; `_mended` is what is said with the depth module in place."""
+    shape, eps = bundle.plain.config, bundle.decoder.config.rms_norm_eps
+    states = [o.cut(given["states"], tap * shape.width, (tap + 1) * shape.width) for tap in range(shape.taps)]
+    past = {kind: depth.Past(*(given[f"{name}_{kind}"] for name in PAST)) for kind in bundle.modules[0].attention}
+    whole = [depth.together(o, bundle.decoder, state) for state in states]
+    mended, mixing = mend(bundle, o, states, whole, past)
+    known = trajectory.seen(o, bundle.late, states, given["before"])
+    found = looked(bundle, o, bundle.plain, known, [o.norm(of, eps) for of in whole], "")
+    found |= looked(bundle, o, bundle.late, known, mended, "_mended")
+    found["hope"] = o.concat([trajectory.hope(o, bundle.late, tap, of) for tap, of in enumerate(known)])
+    gain = numbers(bundle.decoder.norm.weight)
+    found |= {"mended": o.concat([o.mul(of, gain) for of in mended]), "mixing": o.concat(mixing)}
+    concepts, found["latents"] = semantic.code(o, bundle.names, states[bundle.taps.index(bundle.named)])
+    found |= {} if concepts is None else {"concepts": concepts}
+    for name, head in senders(bundle).items():
+        size, levels = transfer.sent(o, head, states[bundle.taps.index(bundle.sent)], given["told"])
+        found |= {f"size_{name}": size, f"levels_{name}": levels}
+    return found
+
+
+def mend(
+    bundle: Bundle, o: Ops, states: list[Columns], whole: list[Columns], past: dict[str, depth.Past]
+) -> tuple[list[Columns], list[Columns]]:
+    """By each tap's module: the state as the final norm has it before its gain, and how much each tap counted."""
+    dim, eps = bundle.decoder.config.hidden_size, bundle.decoder.config.rms_norm_eps
+    firsts, mended, mixing = [o.cut(state, 0, dim) for state in states], [], []
+    for tap, head in enumerate(bundle.modules):
+        state, weights = depth.module(o, head, firsts[:tap], whole[tap], past)
+        mended.append(o.norm(state, eps))
+        mixing.append(weights)
+    return mended, mixing
+
+
+def looked(
+    bundle: Bundle, o: Ops, head: Head, known: list[Columns], normed: list[Columns], suffix: str
+) -> dict[str, Columns]:
+    """What a trajectory head says of all taps, of what the final norm has before its gain."""
+    gain, said = numbers(bundle.decoder.norm.weight), []
+    for tap, of in enumerate(normed):
+        facts = trajectory.glance(o, bundle.glance, of, gain)
+        said.append(trajectory.said(o, head, tap, known[tap], o.mul(of, gain), facts))
+    return {f"{name}{suffix}": o.concat([getattr(of, name) for of in said]) for name in trajectory.Said._fields}
+
+
+def received(bundle: Bundle, count: int) -> dict[str, tuple[int, int]]:
+    found = {}
+    for name, head in senders(bundle).items():
+        found |= {f"size_{name}": (1, count), f"values_{name}": (len(head.config.levels), count)}
+        found["told"] = (head.config.told, count)
+    return found
+
+
+def receive(bundle: Bundle, o: Ops, given: Mapping[str, Columns]) -> dict[str, Columns]:
+    """`values` and `size` are what the levels that came stand for."""
+    return {
+        f"state_{name}": transfer.received(o, head, given[f"size_{name}"], given[f"values_{name}"], given["told"])
+        for name, head in senders(bundle).items()
+    }
