@@ -29,6 +29,12 @@ def sent(o: Ops, head: Head, states: Columns, told: Columns) -> tuple[Columns, C
     return level, o.mul(bent, np.array(head.config.levels) / 2)
 
 
+def rounded(levels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """To levels that there are, N M: as the host does what is said here."""
+    half = (counts - 1) / 2
+    return np.clip(np.round(levels + half), 0, 2 * half) - half
+
+
 def received(o: Ops, head: Head, size: Columns, values: Columns, told: Columns) -> Columns:
     """The state; `values` are what levels stand for, `size` what its level does."""
     both = np.concatenate([numbers(head.synthesis.weight), numbers(head.expected.weight)], axis=1)

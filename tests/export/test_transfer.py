@@ -11,19 +11,14 @@ from tests.export.columns import columns, rows
 from tests.heads.test_transfer import made
 
 
-def coded(head, level):
-    """As the host rounds."""
-    count = np.array(head.config.levels)
-    return np.clip(np.round(level + (count - 1) / 2), 0, count - 1)
-
-
 @pytest.mark.parametrize("span", [(-1.5, 1.5), (-0.3, 0.4)])
 def test_the_same_codes_are_sent(span):
     """Also where a state is larger or smaller than any that it learned from. Ties aside, of which there are few."""
     head, states, told = made(size=12, told_share=0.5, span=span)
     size, level = described.sent(Plain(), head, columns(states), columns(told))
-    wanted, found = np.array(head.codes(states, told)), np.concatenate([rows(size), coded(head, rows(level))], axis=1)
     count = np.array(head.config.levels)
+    codes = described.rounded(rows(level), count) + (count - 1) / 2
+    wanted, found = np.array(head.codes(states, told)), np.concatenate([rows(size), codes], axis=1)
     near = np.abs(rows(level) + (count - 1) / 2 - np.floor(rows(level) + (count - 1) / 2) - 0.5) < 1e-3
     same = wanted == found
     assert same[:, 0].all() or (~same[:, 0]).mean() < 0.005
