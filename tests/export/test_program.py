@@ -7,12 +7,12 @@ import pytest
 from curricula.features import Features
 from curricula.teacher import teacher
 from export import program
-from export.feeds import feeds
 from export.ops import Plain
-from export.said import said
 from export.trajectory import Said
 from export.transfer import rounded
 from heads import bundle, karhunen
+from scripts.export.feeds import feeds
+from scripts.export.said import said
 from tests.curricula.run import smoke
 from tests.export.columns import columns, rows
 

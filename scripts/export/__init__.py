@@ -1,0 +1,1 @@
+"""A run's frozen heads as packages for the Neural Engine (in the making)."""
