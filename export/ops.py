@@ -30,7 +30,7 @@ class Ops(ABC):
 
     @abstractmethod
     def unary(self, name: str, x: Columns) -> Columns:
-        """exp, log, tanh, erf or round, which takes halves to the even."""
+        """exp, log, tanh, erf or round."""
 
     @abstractmethod
     def binary(self, name: str, x: Columns, y: Columns | float | np.ndarray) -> Columns:
@@ -68,8 +68,12 @@ class Ops(ABC):
     def shape(self, x: Columns) -> tuple[int, int]:
         """Channels and positions."""
 
-    def above(self, x: Columns, limits: np.ndarray) -> Columns:
-        """1 where it is, else 0: what is decided by a threshold."""
+    def round(self, x: Columns, of: str) -> Columns:
+        """Halves to the even; `of` names what is decided."""
+        return self.unary("round", x)
+
+    def above(self, x: Columns, limits: np.ndarray, of: str) -> Columns:
+        """1 where it is, else 0: what is decided by a threshold, and what that is called."""
         return self.where(self.mul(x, -1.0), -limits, 0.0, self.add(self.mul(x, 0.0), 1.0))
 
     def add(self, x: Columns, y: Any) -> Columns:
@@ -147,19 +151,22 @@ class Plain(Ops):
 
 
 class Margins(Plain):
-    """Numbers, and how near each position's closest decision was: within a tie a rounding may turn it."""
+    """Numbers, and how near each decision was to the other, by what is decided: within a tie a rounding may turn it."""
 
     def __init__(self) -> None:
-        self.found: list[np.ndarray] = []
+        self.found: dict[str, np.ndarray] = {}
 
-    def above(self, x: np.ndarray, limits: np.ndarray) -> np.ndarray:
-        self.found.append(np.abs(x - column(limits)).min(axis=(0, 1, 2)))
-        return super().above(x, limits)
+    def above(self, x: np.ndarray, limits: np.ndarray, of: str) -> np.ndarray:
+        self.note(of, np.abs(x - column(limits)))
+        return super().above(x, limits, of)
 
-    @property
-    def least(self) -> np.ndarray:
-        """Of each position."""
-        return np.min(self.found, axis=0)
+    def round(self, x: np.ndarray, of: str) -> np.ndarray:
+        self.note(of, 0.5 - np.abs(x - np.round(x)))
+        return super().round(x, of)
+
+    def note(self, of: str, far: np.ndarray) -> None:
+        """What is decided several times is as near as it was once."""
+        self.found[of] = np.minimum(self.found[of], far) if of in self.found else far
 
 
 def numbers(x: Any) -> np.ndarray:

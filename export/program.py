@@ -85,7 +85,7 @@ def say(bundle: Bundle, o: Ops, given: Mapping[str, Columns]) -> dict[str, Colum
     concepts, found["latents"] = semantic.code(o, bundle.names, states[bundle.taps.index(bundle.named)])
     found |= {} if concepts is None else {"concepts": concepts}
     for name, head in senders(bundle).items():
-        size, levels = transfer.sent(o, head, states[bundle.taps.index(bundle.sent)], given["told"])
+        size, levels = transfer.sent(o, head, name, states[bundle.taps.index(bundle.sent)], given["told"])
         found |= {f"size_{name}": size, f"levels_{name}": levels}
     return found
 

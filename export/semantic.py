@@ -20,12 +20,12 @@ def code(o: Ops, head: Head, states: Columns) -> tuple[Columns | None, Columns]:
     limits, levels = (np.minimum(numbers(of), NEVER) for of in (head.limits, head.levels))
     count = len(limits)
     scores = o.conv(seen, numbers(head.naming.weight), numbers(head.naming.bias)) if count else None
-    named = None if scores is None else o.above(scores, limits)
+    named = None if scores is None else o.above(scores, limits, "concepts")
     free, values, left = None, None, o.sub(seen, numbers(head.mean))
     for step in range(head.config.picks + head.config.settle):
         along = o.conv(left, atoms)
         if step < head.config.picks:
-            new = o.above(o.cut(along, count, len(atoms)), levels[step])
+            new = o.above(o.cut(along, count, len(atoms)), levels[step], "latents")
             free = new if free is None else o.binary("maximum", free, new)
         active = free if named is None else o.concat([named, free])
         slope = o.mul(along, active)

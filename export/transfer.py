@@ -13,15 +13,16 @@ from heads.trajectory import UNIT
 from heads.transfer import SIZES, Head
 
 
-def sent(o: Ops, head: Head, states: Columns, told: Columns) -> tuple[Columns, Columns]:
-    """The level of the size, a whole number; and of each combination its level from the middle, not yet rounded."""
+def sent(o: Ops, head: Head, name: str, states: Columns, told: Columns) -> tuple[Columns, Columns]:
+    """By the codec `name`: the level of the size, and each combination's from the middle, not yet rounded."""
     low, high = numbers(head.span)
     now, root = o.norm(states, UNIT), math.sqrt(o.shape(states)[0])
     middle, step = (low + high) / 2, (high - low) / (SIZES - 1)
     size = o.reduce("sum", o.mul(o.mul(states, math.exp(-middle) / root), o.mul(now, 1 / root)))
     exact = o.mul(o.unary("log", o.binary("maximum", size, 1e-4)), 1 / step)
     half = (SIZES - 1) / 2
-    level = o.unary("round", o.binary("minimum", o.binary("maximum", o.add(exact, half), 0.0), 2 * half))
+    level = o.binary("minimum", o.binary("maximum", o.add(exact, half), 0.0), 2 * half)
+    level = o.round(level, f"size_{name}")
     unit = o.mul(now, o.unary("exp", o.mul(o.sub(exact, o.sub(level, half)), step)))
     analysis, expected = numbers(head.analysis.weight) / karhunen.WIDTH, numbers(head.expected.weight)
     both = np.concatenate([analysis, -analysis @ expected], axis=1)

@@ -15,7 +15,7 @@ from tests.heads.test_transfer import made
 def test_the_same_codes_are_sent(span):
     """Also where a state is larger or smaller than any that it learned from. Ties aside, of which there are few."""
     head, states, told = made(size=12, told_share=0.5, span=span)
-    size, level = described.sent(Plain(), head, columns(states), columns(told))
+    size, level = described.sent(Plain(), head, "4x", columns(states), columns(told))
     count = np.array(head.config.levels)
     codes = described.rounded(rows(level), count) + (count - 1) / 2
     wanted, found = np.array(head.codes(states, told)), np.concatenate([rows(size), codes], axis=1)
@@ -39,5 +39,5 @@ def test_the_same_state_is_restored():
 
 def test_a_state_of_zeros_has_the_smallest_size():
     head, _, told = made(size=12)
-    size, level = described.sent(Plain(), head, columns(np.zeros((2, 24))), columns(told[:2]))
+    size, level = described.sent(Plain(), head, "4x", columns(np.zeros((2, 24))), columns(told[:2]))
     assert (size == 0).all() and np.isfinite(level).all()
