@@ -1,7 +1,8 @@
 """Core ML's operations, and a package of a description: columns are its variables, all of half precision."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stderr
+from hashlib import sha256
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,12 +13,14 @@ import numpy as np
 from coremltools.converters.mil import Builder
 from coremltools.converters.mil.mil import Function, Program, types
 from coremltools.models.utils import MultiFunctionDescriptor, save_multifunction
+from coremltools.proto import Model_pb2
 
-from export.ops import Columns, Ops, column
+from export import blob
+from export.ops import Columns, Entry, Ops, column
 
 mb: Any = Builder  # its operations are added to it as it is imported
-HALF, TARGET = np.float16, ct.target.macOS15
-Describe = Callable[[Ops, Mapping[str, Columns]], Mapping[str, Columns]]  # inputs to outputs, by name
+HALF, TARGET, MOST = np.float16, ct.target.macOS15, 65504.0
+MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
 PASSES = [  # a description is as it should be, but for what is said twice: the usual hundred take twenty times as long
     "common::const_deduplication",
     "common::merge_consecutive_transposes",
@@ -33,9 +36,12 @@ UNARY = {"exp": mb.exp, "tanh": mb.tanh, "erf": mb.erf, "round": mb.round}
 
 
 class Mil(Ops):
+    def __init__(self) -> None:
+        self.weights: set[str] = set()  # digests of all arrays that were handed over
+
     def conv(self, x: Columns, weight: np.ndarray, bias: np.ndarray | None = None) -> Columns:
-        kernel = weight.reshape(*weight.shape[:2], 1, -1).astype(HALF)
-        more = {} if bias is None else {"bias": bias.astype(HALF)}
+        kernel = self.half(weight.reshape(*weight.shape[:2], 1, -1))
+        more = {} if bias is None else {"bias": self.half(bias).reshape(-1)}
         return mb.conv(x=x, weight=kernel, pad_type="valid", **more)
 
     def norm(self, x: Columns, eps: float) -> Columns:
@@ -51,7 +57,7 @@ class Mil(Ops):
         return mb.log(x=x, epsilon=HALF(0)) if name == "log" else UNARY[name](x=x)
 
     def binary(self, name: str, x: Columns, y: Any) -> Columns:
-        return BINARY[name](x=x, y=half(y))
+        return BINARY[name](x=x, y=self.half(y))
 
     def reduce(self, name: str, x: Columns) -> Columns:
         return {"max": mb.reduce_max, "sum": mb.reduce_sum}[name](x=x, axes=[1], keep_dims=True)
@@ -71,7 +77,7 @@ class Mil(Ops):
         return mb.transpose(x=mb.matmul(x=x, y=y, **how), perm=[0, 2, 1, 3])
 
     def where(self, x: Columns, y: Any, a: Any, b: Any) -> Columns:
-        return mb.select(cond=mb.greater_equal(x=x, y=half(y)), a=half(a), b=half(b))
+        return mb.select(cond=mb.greater_equal(x=x, y=self.half(y)), a=self.half(a), b=self.half(b))
 
     def concat(self, parts: list[Columns], along: int = 1) -> Columns:
         return mb.concat(values=parts, axis=along)
@@ -84,30 +90,51 @@ class Mil(Ops):
     def shape(self, x: Columns) -> tuple[int, int]:
         return x.shape[1], x.shape[3]
 
+    def half(self, y: Any) -> Any:
+        """A weight or a number as it is stored; columns are left alone. What half precision cannot hold is refused."""
+        if isinstance(y, float):
+            return HALF(y)
+        if not isinstance(y, np.ndarray):
+            return y
+        if not (np.abs(y) <= MOST).all():
+            worst = y.flat[np.abs(y).argmax()]
+            raise ValueError(f"a weight {y.shape} holds {worst:.4g}; half precision holds {MOST:,.0f} at most")
+        stored = (column(y) if y.ndim == 1 else y).astype(HALF)
+        self.weights.add(sha256(stored.tobytes()).hexdigest())
+        return stored
 
-def save(out: Path, entries: Mapping[str, tuple[Mapping[str, tuple[int, int]], Describe]], main: str) -> None:
-    """A package with these entries, of inputs of so many channels and positions; equal weights are stored once."""
-    with TemporaryDirectory() as folder:
+
+def save(out: Path, entries: Mapping[str, Entry], main: str) -> set[str]:
+    """A package with these entries; equal weights are stored once. Digests of all weights that were handed over."""
+    weights: set[str] = set()
+    with TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # bars of its own
         found = MultiFunctionDescriptor()
-        for name, (inputs, describe) in entries.items():
+        for name, entry in entries.items():
+            program, kept = built(entry)
             place = str(Path(folder) / f"{name}.mlpackage")
-            with redirect_stderr(StringIO()):  # bars of its own
-                converted(inputs, describe).save(place)
+            converted(program).save(place)
             found.add_function(place, "main", name)
+            weights |= kept
         found.default_function_name = main
-        with redirect_stderr(StringIO()):
-            save_multifunction(found, str(out))
+        save_multifunction(found, str(out))
+    return weights
 
 
-def converted(inputs: Mapping[str, tuple[int, int]], describe: Describe) -> Any:
+def built(entry: Entry) -> tuple[Program, set[str]]:
+    """With digests of its weights."""
     given = {
-        name: mb.TensorSpec((1, channels, 1, count), dtype=types.fp16) for name, (channels, count) in inputs.items()
+        name: mb.TensorSpec((1, channels, 1, count), dtype=types.fp16)
+        for name, (channels, count) in entry.inputs.items()
     }
-    program = Program()
+    program, o = Program(), Mil()
     with Function(given, opset_version=TARGET) as function:
-        said = describe(Mil(), function.inputs)
+        said = entry.describe(o, function.inputs)
         function.set_outputs([mb.identity(x=of, name=name) for name, of in said.items()])
     program.add_function("main", function)
+    return program, o.weights
+
+
+def converted(program: Program) -> Any:
     return ct.convert(
         program,
         minimum_deployment_target=TARGET,
@@ -118,5 +145,11 @@ def converted(inputs: Mapping[str, tuple[int, int]], describe: Describe) -> Any:
     )
 
 
-def half(y: Any) -> Any:
-    return column(y).astype(HALF) if isinstance(y, np.ndarray) else HALF(y) if isinstance(y, float) else y
+def content(package: Path) -> str:
+    """A digest of all that the package computes: equal for equal exports, of whatever day or process."""
+    spec: Any = Model_pb2.Model()  # type: ignore[attr-defined]
+    spec.ParseFromString((package / MODEL).read_bytes())
+    spec.description.ClearField("metadata")
+    told = sha256(spec.SerializeToString(deterministic=True))
+    told.update((package / blob.WEIGHTS).read_bytes())
+    return told.hexdigest()

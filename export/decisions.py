@@ -17,10 +17,9 @@ from heads.semantic import TYPES, Head
 from heads.trajectory import ROUTES
 
 Said = Mapping[str, np.ndarray]  # N C each
-FINE = 64  # levels from the middle: where there are more, half precision has fewer digits, and a tie is wider
 TIES = {  # widths: of logits, of scores, of slopes by the size of a state, of levels
     **{"route": 0.1, "accept": 0.1, "revive": 0.1, "escalate": 0.1, "look": 0.02},
-    **{"concepts": 0.02, "latents": 0.01, "size": 0.25, "levels": 0.1},
+    **{"concepts": 0.02, "latents": 0.01, "size": 0.25, "levels": 0.25},
 }
 
 
@@ -96,17 +95,17 @@ def near(rules: Mapping[str, Any], said: Said, inner: Said) -> dict[str, np.ndar
     for name, codec in rules["codecs"].items():
         found[f"size {name}"] = inner[f"size_{name}"]
         place = said[f"levels_{name}"] + np.array(codec["levels"]) / 2
-        found[f"levels {name}"] = np.abs(place - np.round(place)) / (1 + np.abs(said[f"levels_{name}"]) / FINE)
+        found[f"levels {name}"] = np.abs(place - np.round(place))
     return found
 
 
 def changes(rules: Mapping[str, Any], truth: Said, inner: Said, other: Said) -> dict[str, Change]:
     """Of all kinds."""
     wanted, found, far = made(rules, truth), made(rules, other), near(rules, truth, inner)
-    differ: dict[str, Any] = {name: wanted[name] != found[name] for name in wanted}
+    differ: Any = {name: wanted[name] != found[name] for name in wanted}
     odd = {name: of & (far[name] > TIES[name.split("_")[0].split(" ")[0]]) for name, of in differ.items()}
     odd["latents"] &= np.maximum(truth["latents"], other["latents"]) > TIES["latents"]  # picked, and hardly there
-    picked = (wanted["latents"] | found["latents"]) & (far["latents"] <= TIES["latents"])
+    picked: Any = (wanted["latents"] | found["latents"]) & (far["latents"] <= TIES["latents"])
     turned = picked.any(1)  # or came at another turn: that leads to others
     turned |= differ["concepts"].any(1) if "concepts" in differ else False
     odd["latents"] &= ~turned[:, None]

@@ -24,8 +24,14 @@ def load(package: Path) -> Any:
     return program_of(spec, spec.specificationVersion, file_weights_dir=model.weights_dir)
 
 
-def run(program: Any, function: str, feeds: Mapping[str, np.ndarray], exact: bool) -> dict[str, np.ndarray]:
-    """Outputs by name."""
+def run(
+    program: Any,
+    function: str,
+    feeds: Mapping[str, np.ndarray],
+    exact: bool,
+    watch: Callable[[Any, np.ndarray], None] = lambda op, found: None,
+) -> dict[str, np.ndarray]:
+    """Outputs by name. `watch` is shown every operation and what came of it."""
     described = program.functions[function]
     wide = np.float64 if exact else np.float32
     known = {var: rounded(feeds[name], var, exact) for name, var in described.inputs.items()}
@@ -48,6 +54,7 @@ def run(program: Any, function: str, feeds: Mapping[str, np.ndarray], exact: boo
             found = OPS[op.op_type](given)
             (out,) = op.outputs
             known[out] = rounded(found, out, exact)
+        watch(op, known[out])
         if tuple(out.shape) != known[out].shape:
             raise ValueError(f"{op.name} should give {tuple(out.shape)} and gives {known[out].shape}")
     return {out.name: known[out] for out in described.outputs}

@@ -6,7 +6,8 @@ Core ML, Core AI or PyTorch it is a program there. What is no column is a weight
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -100,6 +101,13 @@ class Ops(ABC):
 
 
 NUMPY = {"sub": "subtract", "mul": "multiply", "div": "divide"}
+
+
+class Entry(NamedTuple):
+    """A program to be: what it is given, and what it says of that."""
+
+    inputs: Mapping[str, tuple[int, int]]  # channels and positions, by name
+    describe: Callable[[Ops, Mapping[str, Columns]], Mapping[str, Columns]]
 
 
 class Plain(Ops):

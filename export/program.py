@@ -5,15 +5,16 @@ reached its state may be zeros: nothing said of a tap hangs on one above it.
 `receive_one` and `receive_many` are the other host's: a state from what was sent.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from agp.peak import kv_heads
 from export import depth, semantic, trajectory, transfer
-from export.ops import Columns, Ops, numbers
+from export.ops import Columns, Entry, Ops, numbers
 from heads.bundle import Bundle
 from heads.trajectory import Head
 from heads.transfer import Head as Sender
@@ -21,12 +22,29 @@ from heads.transfer import Head as Sender
 MANY = 64
 PAST = depth.Past._fields
 
-Describe = Callable[[Ops, Mapping[str, Columns]], dict[str, Columns]]
-
-
-class Entry(NamedTuple):
-    inputs: dict[str, tuple[int, int]]  # channels and positions, by name
-    describe: Describe
+UNITS = {
+    "states": "after each tap in turn, Gemma 3n's four streams side by side; zeros for taps that are not reached yet",
+    "before": "at the first tap, of the positions before, from far to near; zeros where there is none",
+    "told": "the model's vector of the token that stands there",
+    "keys": "as the cache holds them, a position a column, of all key heads; zeros where there is none",
+    "values": "likewise",
+    "mask": f"0 where a position may look, {depth.HIDDEN:.0f} elsewhere; as many channels as there is room for keys",
+    "cos": "of the angles by which queries are turned, half a head",
+    "sin": "likewise",
+    "route": "of each tap, logits of accept_local, continue_local, revive_local, escalate; the first is a log-odds",
+    "vitality": "of each tap, the log-odds that its token survives a disturbance",
+    "leave": "of each tap, the log-odds that what would be said there is what full depth says",
+    "earliest": "of each tap, logits of the first tap that is enough; the last is none",
+    "hope": "of each tap, the log-odds that the full model will be sure: whether to look is worth its cost",
+    "mended": "of each tap, the state that the depth module mends, as the model's head takes it",
+    "_mended": "what is said with that state instead",
+    "mixing": "of each tap, the shares of the taps up to it in its mended state",
+    "concepts": "logits, in the order that decisions.concepts names them",
+    "latents": "how much there is of each, concepts first; 0 where it is not active",
+    "size": "of a codec: the level of the state's size on the way out, the size itself on the way in",
+    "levels": "of a codec: from the middle of its levels, to be rounded to one that there is",
+    "state": "of a codec: as it was restored",
+}
 
 
 def entries(bundle: Bundle, room: int) -> dict[str, Entry]:
@@ -128,3 +146,17 @@ def receive(bundle: Bundle, o: Ops, given: Mapping[str, Columns]) -> dict[str, C
         f"state_{name}": transfer.received(o, head, given[f"size_{name}"], given[f"values_{name}"], given["told"])
         for name, head in senders(bundle).items()
     }
+
+
+def receiving(bundle: Bundle, states: mx.array, told: mx.array) -> dict[str, np.ndarray]:
+    """What the host that receives would hand over, were these N W sent, with vectors N K of their tokens."""
+    found = {"told": columns(told)}
+    for name, head in senders(bundle).items():
+        codes, counts = np.array(head.codes(states, told)), np.array(head.config.levels)
+        found[f"size_{name}"] = columns(transfer.size(codes[:, :1], numbers(head.span)))
+        found[f"values_{name}"] = columns(transfer.values(codes[:, 1:] - (counts - 1) / 2, counts))
+    return found
+
+
+def columns(rows: Any) -> np.ndarray:
+    return np.array(rows, np.float64).T[None, :, None]

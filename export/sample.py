@@ -4,7 +4,7 @@ Inputs are of half precision, as the package takes them; what is said of them is
 `inner` is how near decisions were to a tie of which outputs do not tell.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from agp.artifacts import write_safetensors
-from export.ops import Margins
-from export.program import Entry
+from export.ops import Entry, Margins
 
 LARGEST = 1 << 31  # bytes of a file that is read whole
 
@@ -27,10 +26,11 @@ class Part(NamedTuple):
     inner: dict[str, np.ndarray]  # N C
 
 
-def described(entry: Entry, feeds: list[Mapping[str, np.ndarray]], counts: list[int]) -> Part:
+def described(entry: Entry, feeds: Sequence[Mapping[str, np.ndarray]], counts: list[int], half: bool = True) -> Part:
+    """What is said of feeds as they are, or rounded as the package takes them."""
     given, said, inner = [], [], []
     for feed, count in zip(feeds, counts, strict=True):
-        given.append({name: x.astype(np.float16) for name, x in feed.items()})
+        given.append({name: x.astype(np.float16 if half else np.float64) for name, x in feed.items()})
         margins = Margins()
         out = entry.describe(margins, {name: x.astype(np.float64) for name, x in given[-1].items()})
         said.append(positions(out, count))

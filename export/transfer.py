@@ -5,6 +5,7 @@ What is sent of the state's size is rounded here, for what is left of it goes in
 
 import math
 
+import mlx.core as mx
 import numpy as np
 
 from export.ops import Columns, Ops, numbers
@@ -34,6 +35,16 @@ def rounded(levels: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """To levels that there are, N M: as the host does what is said here."""
     half = (counts - 1) / 2
     return np.clip(np.round(levels + half), 0, 2 * half) - half
+
+
+def values(levels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """What levels from the middle stand for, likewise."""
+    return karhunen.WIDTH * np.array(mx.erfinv(mx.array(levels / (counts / 2), mx.float32)), np.float64)
+
+
+def size(level: np.ndarray, span: np.ndarray) -> np.ndarray:
+    low, high = span
+    return np.exp(low + level * ((high - low) / (SIZES - 1)))
 
 
 def received(o: Ops, head: Head, size: Columns, values: Columns, told: Columns) -> Columns:

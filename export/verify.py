@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from export import decisions
+from export import decisions, evaluate
 from export.decisions import Change
+from export.ops import Entry, Plain
+from export.ranges import Seen
 from export.sample import Part, joined, positions
 
-GOALS = {"exact": 60.0, "half": 60.0}  # decibels, the least of any output
+GOALS = {"mlx": 90.0, "exact": 60.0, "half": 60.0}  # decibels, the least of any output
 DECIDED = ("size",)  # outputs that are decisions and nothing else
 
 Run = Callable[[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]  # (entry, feeds) -> outputs, as columns
@@ -76,6 +78,33 @@ def judged(entry: str, name: str, truth: np.ndarray, other: np.ndarray) -> Outpu
     psnr = 20 * np.log10(most / max(spread, 1e-30 * most))
     cosine = float((truth * other).sum() / size) if size else float(not wrong.any())
     return Output(entry, name, float(np.abs(wrong).max()) / most, float(psnr), cosine, len(truth))
+
+
+def by_description(entries: Mapping[str, Entry]) -> Run:
+    return lambda entry, feed: entries[entry].describe(Plain(), feed)
+
+
+def runner(program: Any, pair: str, seen: Seen) -> Run:
+    """Of a loaded package; what is computed exactly is watched for its size."""
+    if pair == "exact":
+        return lambda entry, feed: seen.run(program, entry, feed)
+    return lambda entry, feed: evaluate.run(program, entry, feed, exact=False)
+
+
+def as_json(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
+    """Infinity is no JSON: what is equal to the bit has no PSNR."""
+    return [
+        {
+            "pair": of.pair,
+            "passed": of.passed,
+            "outputs": [
+                one._asdict() | {name: None for name in ("psnr", "peak") if not np.isfinite(getattr(one, name))}
+                for one in of.outputs
+            ],
+            "decisions": {name: change._asdict() for name, change in of.changes.items()},
+        }
+        for of in verdicts
+    ]
 
 
 def table(verdicts: Iterable[Verdict]) -> str:

@@ -58,10 +58,13 @@ class Head(nn.Module, Codec):
         return self.meant(size, self.level(unit - expected), expected)
 
     def level(self, left: mx.array) -> mx.array:
-        """Of each combination, counted from the middle. They stand closer where more values are."""
-        bent = mx.erf(self.analysis(left) / karhunen.WIDTH)
-        found: Any = nearest(bent * (self._levels / 2), (self._levels - 1) / 2)
+        """Of each combination, counted from the middle."""
+        found: Any = nearest(self.place(left), (self._levels - 1) / 2)
         return found
+
+    def place(self, left: mx.array) -> mx.array:
+        """Among the levels, which stand closer where more values are."""
+        return mx.erf(self.analysis(left) / karhunen.WIDTH) * (self._levels / 2)
 
     def meant(self, size: mx.array, level: mx.array, expected: mx.array) -> mx.array:
         values = mx.erfinv(level / (self._levels / 2)) * karhunen.WIDTH

@@ -21,6 +21,8 @@ VERBS = {
     "train": "scripts.train",
     "runs": "scripts.runs",
     "fuse": "scripts.fuse",
+    "export": "scripts.export",
+    "verify": "scripts.verify",
     "bench": "scripts.bench",
     "figures": "scripts.figures",
     "report": "scripts.report",

@@ -1,1 +1,48 @@
-"""A run's frozen heads as packages for the Neural Engine (in the making)."""
+"""A run's frozen heads as a package for the Neural Engine, with the proof that it says what they say.
+
+agp export runs/tiny
+agp export runs/tiny --out heads --room 1024
+agp export runs/mine --past-gates "a demonstration"
+
+The folder holds heads.mlpackage, its manifest (inputs, outputs, thresholds, names), a card, and a sample of held-out
+positions on which `agp verify` proves it again, on any machine.
+"""
+
+from pathlib import Path
+
+from agp.artifacts import unwritable
+from scripts.asked import some_path
+
+DOCUMENTS, ROOM = 24, 512
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("run", type=some_path, metavar="RUN", help="a whole run of a recipe")
+    parser.add_argument("--out", type=some_path, metavar="DIR", help="a new folder; default: export in RUN")
+    parser.add_argument(
+        "--room", type=int, default=ROOM, metavar="N", help=f"keys of each kind that depth modules look at ({ROOM})"
+    )
+    parser.add_argument(
+        "--documents", type=int, default=DOCUMENTS, metavar="N", help=f"held-out texts it is proven on ({DOCUMENTS})"
+    )
+    parser.add_argument(
+        "--past-gates", metavar="WHY", help="export a run whose gates are not passed; kept in the manifest"
+    )
+
+
+def run(args) -> int:
+    out: Path = args.out or args.run / "export"
+    if out.exists():
+        raise ValueError(f"--out {out} exists already; give a new folder")
+    if wrong := unwritable(out.parent):
+        raise ValueError(f"--out {out}: {wrong}")
+    for name, value in (("room", args.room), ("documents", args.documents)):
+        if value < 1:
+            raise ValueError(f"--{name} is {value}; 1 or more is needed")
+    from export import verify  # coremltools takes a second
+    from scripts.export.write import Asked, write
+
+    verdicts = write(Asked(args.run, args.room, args.documents, args.past_gates), out)
+    print(verify.table(verdicts))
+    print(out)
+    return int(not all(of.passed for of in verdicts))

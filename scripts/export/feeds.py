@@ -1,7 +1,7 @@
 """What the entry for many positions is given, from a harvest: real states, keys and values of one text at a time."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from agp.layers import Place
 from curricula.features import Features
 from export import depth
-from export.program import MANY, senders
+from export.program import MANY, columns, senders
 from heads.bundle import Bundle
 
 
@@ -34,10 +34,11 @@ def feed(bundle: Bundle, features: Features, d: int, begin: int, end: int, room:
     before = np.zeros((back, states.shape[2]))
     near = home + np.arange(max(begin - back, 0), begin)
     before[back - len(near) :] = features.states(near, 0).reshape(len(near), states.shape[2])
-    inputs = {"states": columns(states.reshape(count, -1), size), "before": columns(before, back)}
+    inputs = {"states": padded(columns(states.reshape(count, -1)), size), "before": columns(before)}
     if senders(bundle):
         tokens = features.of(d, "ids")[first - 1 + begin : first - 1 + end]
-        inputs["told"] = columns(np.array(bundle.decoder.embed_vectors(mx.array(tokens)).astype(mx.float32)), size)
+        told = bundle.decoder.embed_vectors(mx.array(tokens)).astype(mx.float32)
+        inputs["told"] = padded(columns(told), size)
     length = first - 1 + end  # of what has been read by then; the last token of a text is no input
     place = Place(features.about["end"] - (features.of(d, "length") - 1 - length), None)
     for kind, attention in bundle.modules[0].attention.items():
@@ -45,10 +46,6 @@ def feed(bundle: Bundle, features: Features, d: int, begin: int, end: int, room:
         for name, of in depth.handed(attention, place, keys, values, count, room).items():
             inputs[f"{name}_{kind}"] = of if name in ("keys", "values") else padded(of, size)
     return Feed(inputs, at)
-
-
-def columns(rows: Any, size: int) -> np.ndarray:
-    return padded(np.array(rows, np.float64).T[None, :, None], size)
 
 
 def padded(x: np.ndarray, size: int) -> np.ndarray:

@@ -38,11 +38,11 @@ def said(bundle: Bundle, features: Features, d: int) -> dict[str, np.ndarray]:
 
 
 def sent(bundle: Bundle, features: Features, d: int, now: mx.array) -> dict[str, np.ndarray]:
-    """Sizes, and levels from the middle, rounded."""
+    """Levels of sizes; and places among levels, from the middle."""
     found, first = {}, features.of(d, "first")
     told = bundle.decoder.embed_vectors(mx.array(features.of(d, "ids")[first - 1 : -1])).astype(mx.float32)
     for name, head in senders(bundle).items():
-        codes = np.array(head.codes(now[:, bundle.taps.index(bundle.sent)], told))
-        levels = np.array(head.config.levels)
-        found |= {f"size_{name}": codes[:, :1], f"levels_{name}": codes[:, 1:] - (levels - 1) / 2}
+        size, unit = head.divided(now[:, bundle.taps.index(bundle.sent)])
+        place = head.place(unit - head.expected(told))
+        found |= {f"size_{name}": np.array(size), f"levels_{name}": np.array(place)}
     return found

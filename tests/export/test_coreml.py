@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from export import coreml, evaluate
-from export.ops import Plain
+from export.ops import Entry, Plain
 
 INPUTS = {"x": (24, 8), "y": (24, 8)}
 RNG = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def described(o, given):
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     path = tmp_path_factory.mktemp("package") / "each.mlpackage"
-    coreml.save(path, {"main": (INPUTS, described)}, "main")
+    coreml.save(path, {"main": Entry(INPUTS, described)}, "main")
     return evaluate.load(path)
 
 

@@ -1,12 +1,10 @@
 """As arithmetic on columns, the transfer adapter sends the codes it sends in MLX, and restores the same."""
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
 from export import transfer as described
 from export.ops import Plain
-from heads import karhunen
 from tests.export.columns import columns, rows
 from tests.heads.test_transfer import made
 
@@ -31,8 +29,7 @@ def test_the_same_state_is_restored():
     codes = head.codes(states, told)
     count = np.array(head.config.levels)
     level = np.array(codes[:, 1:]) - (count - 1) / 2
-    values = np.array(mx.erfinv(mx.array(level / (count / 2)))) * karhunen.WIDTH
-    size = head.size(codes[:, :1].astype(mx.float32))
+    values, size = described.values(level, count), described.size(np.array(codes[:, :1]), np.array(head.span))
     found = described.received(Plain(), head, columns(size), columns(values), columns(told))
     np.testing.assert_allclose(rows(found), np.array(head.restored(codes, told)), rtol=1e-4, atol=1e-4)
 

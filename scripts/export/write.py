@@ -1,0 +1,112 @@
+"""Writes an export: the package, what it must say of some real positions, and the proof that it does."""
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+import agp
+from agp.artifacts import digest, stamp, write_bytes, write_json
+from curricula import recipes, runner
+from curricula.features import Features
+from curricula.report.collect import ABOUT, parsed
+from curricula.teacher import teacher
+from export import coreml, decisions, evaluate, program, sample, verify
+from export.decisions import TIES
+from export.folder import CARD, MANIFEST, PACKAGE, SAMPLE, VERIFICATION
+from export.ranges import MOST, Seen
+from heads import bundle
+from scripts.export.card import card
+from scripts.export.parts import chosen, parts, spoken
+
+
+class Asked(NamedTuple):
+    run: Path
+    room: int  # keys of each kind that a program takes
+    documents: int
+    past_gates: str | None  # why a run is exported whose gates are not passed
+
+
+def write(asked: Asked, out: Path) -> list[verify.Verdict]:
+    """Into a new folder, which is there when it is whole."""
+    gates = passed(asked)
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    with tqdm(total=5, unit="step", leave=False) as bar:
+        bar.set_description("the run's heads")
+        model = teacher(asked.run / "domain").model
+        heads, features = bundle.load(asked.run, model), Features(asked.run / "harvest", "test")
+        entries, rules = program.entries(heads, asked.room), decisions.rules(heads)
+        bar.update()
+        bar.set_description("real positions")
+        documents = chosen(features, asked.room, asked.documents)
+        given = parts(heads, features, entries, asked.room, documents)
+        sample.save(part / SAMPLE, given)
+        inside = {"many": spoken(heads, features, entries["many"], asked.room, documents)}
+        verdicts = [verify.compare("mlx", verify.by_description(entries), inside, rules)]
+        bar.update()
+        bar.set_description("the package")
+        weights = coreml.save(part / PACKAGE, entries, "one")
+        bar.update()
+        seen, loaded = Seen(), evaluate.load(part / PACKAGE)
+        for pair in ("exact", "half"):
+            bar.set_description(f"what it says, {pair}")
+            verdicts.append(verify.compare(pair, verify.runner(loaded, pair, seen), given, rules))
+            bar.update()
+    if wrong := seen.refused():
+        raise ValueError(
+            f"on real positions {'; '.join(wrong)}, and {MOST:,.0f} is safe at most: some chips end at twice"
+        )
+    manifest = told(asked, part, gates) | {
+        "decisions": rules,
+        "inputs": {name: {of: list(size) for of, size in entry.inputs.items()} for name, entry in entries.items()},
+        "outputs": {name: {of: x.shape[1] for of, x in part.said.items()} for name, part in given.items()},
+        "weights": sorted(weights),
+        "largest": {name: round(size, 3) for name, size in sorted(seen.largest.items())},
+    }
+    write_json(part / VERIFICATION, verify.as_json(verdicts))
+    write_json(part / MANIFEST, manifest)
+    write_bytes(part / CARD, card(manifest, verdicts).encode())
+    part.rename(out)
+    return verdicts
+
+
+def passed(asked: Asked) -> dict[str, str]:
+    """The state of every stage; a run that is not whole, or whose gates are not passed, is refused unless told."""
+    name = (parsed(asked.run / ABOUT, []) or {}).get("recipe")
+    if name not in recipes.NAMES:
+        raise ValueError(f"{asked.run} is no run of a recipe; `agp runs` lists those there are")
+    states = {stage.name: runner.state(asked.run / stage.name) for stage in recipes.stages(getattr(recipes, name)())}
+    unmade = {stage: state for stage, state in states.items() if not state.startswith(("whole", "past", "its gate"))}
+    if unmade:
+        raise ValueError(f"{asked.run} is not whole: {listed(unmade)}. `agp train {name} --out {asked.run}` goes on")
+    short = {stage: state for stage, state in states.items() if state != "whole"}
+    if short and asked.past_gates is None:
+        raise ValueError(f'{asked.run}: {listed(short)}. Export it all the same with --past-gates "why"')
+    return states
+
+
+def listed(states: dict[str, str]) -> str:
+    return "; ".join(f"{stage} ({state})" for stage, state in states.items())
+
+
+def told(asked: Asked, part: Path, gates: dict[str, str]) -> dict[str, Any]:
+    """Of what it was made, and what all exports share."""
+    made = {stage: runner.read(asked.run / stage) for stage in gates}
+    return {
+        "agp": agp.__version__,
+        "recipe": (parsed(asked.run / ABOUT, []) or {})["recipe"],
+        "model": made["domain"]["places"]["model"],
+        "stages": {stage: manifest["digest"] for stage, manifest in made.items()},
+        "gates": gates,
+        "past_gates": asked.past_gates,
+        "content": coreml.content(part / PACKAGE),
+        "sample": digest(part / SAMPLE),
+        "room": asked.room,
+        "documents": asked.documents,
+        "units": program.UNITS,
+        "ties": TIES,
+        "made": stamp(),
+    }
