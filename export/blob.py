@@ -17,6 +17,7 @@ TYPES = {1: "float16", 2: "float32", 3: "uint8", 4: "int8"}
 
 class Blob(NamedTuple):
     type: str
+    begin: int  # of its own 64 bytes
     offset: int
     bytes: int
     sha256: str
@@ -44,5 +45,5 @@ def each(path: Path, data: memoryview) -> Iterator[Blob]:
         if mark != MARK or begin < at + STEP or begin + size > len(data):
             raise ValueError(f"{path}: at byte {at:,} no weight begins, where one should")
         content = hashlib.sha256(data[begin : begin + size]).hexdigest()
-        yield Blob(TYPES.get(kind, f"type {kind}"), begin, size, content)
+        yield Blob(TYPES.get(kind, f"type {kind}"), at, begin, size, content)
         at = -(-(begin + size) // STEP) * STEP

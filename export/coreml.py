@@ -146,10 +146,18 @@ def converted(program: Program) -> Any:
 
 
 def content(package: Path) -> str:
-    """A digest of all that the package computes: equal for equal exports, of whatever day or process."""
+    """A digest of all that the package computes: equal for equal exports, of whatever day or process.
+
+    In place of where a weight lies stands its own digest: in which order they were written says nothing.
+    """
     spec: Any = Model_pb2.Model()  # type: ignore[attr-defined]
     spec.ParseFromString((package / MODEL).read_bytes())
     spec.description.ClearField("metadata")
-    told = sha256(spec.SerializeToString(deterministic=True))
-    told.update((package / blob.WEIGHTS).read_bytes())
-    return told.hexdigest()
+    weights = {of.begin: of.sha256 for of in blob.blobs(package)}
+    for function in spec.mlProgram.functions.values():
+        for op in function.block_specializations[function.opset].operations:
+            value = op.attributes["val"] if op.type == "const" else None
+            if value is not None and value.WhichOneof("value") == "blobFileValue":
+                value.blobFileValue.fileName = weights[value.blobFileValue.offset]
+                value.blobFileValue.offset = 0
+    return sha256(spec.SerializeToString(deterministic=True)).hexdigest()

@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from export import transfer
 from export.program import senders
 from export.semantic import NEVER
-from export.transfer import rounded
 from heads.bundle import DECISIONS, Bundle
 from heads.semantic import TYPES, Head
 from heads.trajectory import ROUTES
 
 Said = Mapping[str, np.ndarray]  # N C each
-TIES = {  # widths: of logits, of scores, of slopes by the size of a state, of levels
+TIES = {  # widths: of logits, scores, slopes by the size of a state, levels of a size; of levels a codec has its own
     **{"route": 0.1, "accept": 0.1, "revive": 0.1, "escalate": 0.1, "look": 0.02},
-    **{"concepts": 0.02, "latents": 0.01, "size": 0.25, "levels": 0.25},
+    **{"concepts": 0.02, "latents": 0.01, "size": 0.25},
 }
 
 
@@ -39,7 +39,11 @@ def rules(bundle: Bundle) -> dict[str, Any]:
         **{name: dict(bundle.limits[name]) for name in DECISIONS},
         "concepts": concepts(bundle.names),
         "codecs": {
-            name: {"levels": list(head.config.levels), "span": np.array(head.span).tolist()}
+            name: {
+                "levels": list(head.config.levels),
+                "span": np.array(head.span).tolist(),
+                "ties": transfer.ties(head).tolist(),
+            }
             for name, head in senders(bundle).items()
         },
     }
@@ -81,7 +85,7 @@ def made(rules: Mapping[str, Any], said: Said) -> dict[str, np.ndarray]:
     found["latents"] = said["latents"] > 0
     for name, codec in rules["codecs"].items():
         found[f"size {name}"] = said[f"size_{name}"]
-        found[f"levels {name}"] = rounded(said[f"levels_{name}"], np.array(codec["levels"]))
+        found[f"levels {name}"] = transfer.rounded(said[f"levels_{name}"], np.array(codec["levels"]))
     return found
 
 
@@ -99,11 +103,16 @@ def near(rules: Mapping[str, Any], said: Said, inner: Said) -> dict[str, np.ndar
     return found
 
 
+def width(rules: Mapping[str, Any], name: str) -> Any:
+    kind, _, which = name.partition(" ")
+    return np.array(rules["codecs"][which]["ties"]) if kind == "levels" else TIES[kind.removesuffix("_mended")]
+
+
 def changes(rules: Mapping[str, Any], truth: Said, inner: Said, other: Said) -> dict[str, Change]:
     """Of all kinds."""
     wanted, found, far = made(rules, truth), made(rules, other), near(rules, truth, inner)
     differ: Any = {name: wanted[name] != found[name] for name in wanted}
-    odd = {name: of & (far[name] > TIES[name.split("_")[0].split(" ")[0]]) for name, of in differ.items()}
+    odd = {name: of & (far[name] > width(rules, name)) for name, of in differ.items()}
     odd["latents"] &= np.maximum(truth["latents"], other["latents"]) > TIES["latents"]  # picked, and hardly there
     picked: Any = (wanted["latents"] | found["latents"]) & (far["latents"] <= TIES["latents"])
     turned = picked.any(1)  # or came at another turn: that leads to others

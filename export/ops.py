@@ -90,6 +90,13 @@ class Ops(ABC):
         """Of the difference."""
         return self.unary("exp", self.sub(x, less))
 
+    def size(self, x: Columns, eps: float) -> tuple[Columns, float]:
+        """Columns and a number, whose product is the root of the mean square over channels; no square is ever taken."""
+        count = self.shape(x)[0]
+        share = 2.0 ** -round(math.log2(count) / 2)
+        total = self.reduce("sum", self.mul(self.mul(x, share), self.mul(self.norm(x, eps), share)))
+        return total, 1 / (count * share**2)
+
     def softplus(self, x: Columns) -> Columns:
         """log(1 + exp(x)), of which nothing overflows."""
         small = self.unary("exp", self.mul(self.binary("maximum", x, self.mul(x, -1.0)), -1.0))

@@ -89,17 +89,16 @@ def lent(bundle: Bundle, kind: str) -> int:
 
 def say(bundle: Bundle, o: Ops, given: Mapping[str, Columns]) -> dict[str, Columns]:
     """Of taps in turn, side by side; `_mended` is what is said with the depth module in place."""
-    shape, eps = bundle.plain.config, bundle.decoder.config.rms_norm_eps
+    shape = bundle.plain.config
     states = [o.cut(given["states"], tap * shape.width, (tap + 1) * shape.width) for tap in range(shape.taps)]
     past = {kind: depth.Past(*(given[f"{name}_{kind}"] for name in PAST)) for kind in bundle.modules[0].attention}
     whole = [depth.together(o, bundle.decoder, state) for state in states]
     mended, mixing = mend(bundle, o, states, whole, past)
     known = trajectory.seen(o, bundle.late, states, given["before"])
-    found = looked(bundle, o, bundle.plain, known, [o.norm(of, eps) for of in whole], "")
+    found = looked(bundle, o, bundle.plain, known, whole, "")
     found |= looked(bundle, o, bundle.late, known, mended, "_mended")
     found["hope"] = o.concat([trajectory.hope(o, bundle.late, tap, of) for tap, of in enumerate(known)])
-    gain = numbers(bundle.decoder.norm.weight)
-    found |= {"mended": o.concat([o.mul(of, gain) for of in mended]), "mixing": o.concat(mixing)}
+    found |= {"mended": o.concat([read(bundle, o, of) for of in mended]), "mixing": o.concat(mixing)}
     concepts, found["latents"] = semantic.code(o, bundle.names, states[bundle.taps.index(bundle.named)])
     found |= {} if concepts is None else {"concepts": concepts}
     for name, head in senders(bundle).items():
@@ -111,25 +110,30 @@ def say(bundle: Bundle, o: Ops, given: Mapping[str, Columns]) -> dict[str, Colum
 def mend(
     bundle: Bundle, o: Ops, states: list[Columns], whole: list[Columns], past: dict[str, depth.Past]
 ) -> tuple[list[Columns], list[Columns]]:
-    """By each tap's module: the state as the final norm has it before its gain, and how much each tap counted."""
-    dim, eps = bundle.decoder.config.hidden_size, bundle.decoder.config.rms_norm_eps
+    """By each tap's module: the state, for the final norm, and how much each tap counted."""
+    dim = bundle.decoder.config.hidden_size
     firsts, mended, mixing = [o.cut(state, 0, dim) for state in states], [], []
     for tap, head in enumerate(bundle.modules):
         state, weights = depth.module(o, head, firsts[:tap], whole[tap], past)
-        mended.append(o.norm(state, eps))
+        mended.append(state)
         mixing.append(weights)
     return mended, mixing
 
 
 def looked(
-    bundle: Bundle, o: Ops, head: Head, known: list[Columns], normed: list[Columns], suffix: str
+    bundle: Bundle, o: Ops, head: Head, known: list[Columns], states: list[Columns], suffix: str
 ) -> dict[str, Columns]:
-    """What a trajectory head says of all taps, of what the final norm has before its gain."""
+    """What a trajectory head says of all taps, of states for the final norm."""
     gain, said = numbers(bundle.decoder.norm.weight), []
-    for tap, of in enumerate(normed):
-        facts = trajectory.glance(o, bundle.glance, of, gain)
-        said.append(trajectory.said(o, head, tap, known[tap], o.mul(of, gain), facts))
+    for tap, state in enumerate(states):
+        facts = trajectory.glance(o, bundle.glance, state, gain)
+        said.append(trajectory.said(o, head, tap, known[tap], read(bundle, o, state), facts))
     return {f"{name}{suffix}": o.concat([getattr(of, name) for of in said]) for name in trajectory.Said._fields}
+
+
+def read(bundle: Bundle, o: Ops, state: Columns) -> Columns:
+    """As the final norm reads it."""
+    return o.mul(o.norm(state, bundle.decoder.config.rms_norm_eps), numbers(bundle.decoder.norm.weight))
 
 
 def received(bundle: Bundle, count: int) -> dict[str, tuple[int, int]]:

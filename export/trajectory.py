@@ -10,6 +10,7 @@ from heads import glimpse, trajectory
 from heads.glimpse import LEAST
 from heads.trajectory import ROUTES, UNIT
 
+SMALL = 1e-4  # size of a state that says nothing
 NEVER = -1e3  # by the cap: of which no exponential is left, of a difference to it either
 
 
@@ -22,14 +23,14 @@ class Said(NamedTuple):
     earliest: Columns
 
 
-def glance(o: Ops, head: glimpse.Head, normed: Columns, gain: np.ndarray) -> Columns:
-    """FACTS of what the final norm reads, told without its gain.
+def glance(o: Ops, head: glimpse.Head, state: Columns, gain: np.ndarray) -> Columns:
+    """FACTS of what the final norm, with this gain, makes of a state.
 
     All but the first choice is added up beside the largest of it, not beside the first: so the log of its share is
     exact where half precision has no number for that share.
     """
     cap = head.config.cap or 1.0
-    logits, alone, height = heights(o, head, normed, gain)
+    logits, alone, height = heights(o, head, state, gain)
     apart = lambda x, y: o.mul(o.sub(x, y), cap)
     share = lambda x, y: o.unary("exp", apart(x, y))
     first, rest = o.reduce("max", logits), o.add(alone, math.log(head.config.others) / cap)
@@ -49,17 +50,18 @@ def glance(o: Ops, head: glimpse.Head, normed: Columns, gain: np.ndarray) -> Col
     return o.concat([sure, o.sub(others, whole), gap, entropy, o.mul(o.add(height, first), cap), lead])
 
 
-def heights(o: Ops, head: glimpse.Head, normed: Columns, gain: np.ndarray) -> tuple[Columns, Columns, Columns]:
+def heights(o: Ops, head: glimpse.Head, state: Columns, gain: np.ndarray) -> tuple[Columns, Columns, Columns]:
     """Logits of the tokens looked at and of the rest, by their cap, and from where they are counted: near the largest.
 
-    It is taken off within the sum, before that is rounded: so choices close to each other keep the digits by which they
-    differ. tanh(a + b) - tanh(a) is tanh(b) / cosh(a)^2 / (1 + tanh(a) tanh(b)).
+    It is taken off within the sum, before that is rounded, and the state's size after: so choices close to each other
+    keep the digits by which they differ. tanh(a + b) - tanh(a) is tanh(b) / cosh(a)^2 / (1 + tanh(a) tanh(b)).
     """
     cap = head.config.cap or 1.0
     rows, rest = numbers(head.rows) * gain / cap, numbers(head.rest)[None] * gain / cap
-    there = o.reduce("max", o.conv(normed, rows))
-    both = o.concat([normed, there])
-    more, alone = (o.conv(both, np.concatenate([of, -np.ones((len(of), 1))], axis=1)) for of in (rows, rest))
+    there = o.reduce("max", o.conv(state, rows))
+    both, size = o.concat([state, there]), o.binary("maximum", o.mul(*o.size(state, UNIT)), SMALL)
+    counted = (o.conv(both, np.concatenate([of, -np.ones((len(of), 1))], axis=1)) for of in (rows, rest))
+    more, alone, there = (o.binary("div", of, size) for of in (*counted, there))
     if head.config.cap is None:
         return more, alone, there
     bent = o.unary("tanh", there)

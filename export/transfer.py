@@ -13,14 +13,18 @@ from heads import karhunen
 from heads.trajectory import UNIT
 from heads.transfer import SIZES, Head
 
+OUTLYING = 32
+
 
 def sent(o: Ops, head: Head, name: str, states: Columns, told: Columns) -> tuple[Columns, Columns]:
     """By the codec `name`: the level of the size, and each combination's from the middle, not yet rounded."""
     low, high = numbers(head.span)
-    now, root = o.norm(states, UNIT), math.sqrt(o.shape(states)[0])
+    now = o.norm(states, UNIT)
     middle, step = (low + high) / 2, (high - low) / (SIZES - 1)
-    size = o.reduce("sum", o.mul(o.mul(states, math.exp(-middle) / root), o.mul(now, 1 / root)))
-    exact = o.mul(o.unary("log", o.binary("maximum", size, 1e-4)), 1 / step)
+    total, by = o.size(states, UNIT)
+    by, rest = rough(by * math.exp(-middle))
+    size = o.unary("log", o.binary("maximum", o.mul(total, by), 1e-4))
+    exact = o.mul(o.add(size, rest), 1 / step)
     half = (SIZES - 1) / 2
     level = o.binary("minimum", o.binary("maximum", o.add(exact, half), 0.0), 2 * half)
     level = o.round(level, f"size_{name}")
@@ -31,10 +35,27 @@ def sent(o: Ops, head: Head, name: str, states: Columns, told: Columns) -> tuple
     return level, o.mul(bent, np.array(head.config.levels) / 2)
 
 
+def rough(x: float) -> tuple[float, float]:
+    """As half precision has it, and the log of what that is off by: near the middle of two levels it counts."""
+    near = float(np.float16(x))
+    return near, math.log(x / near)
+
+
 def rounded(levels: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """To levels that there are, N M: as the host does what is said here."""
     half = (counts - 1) / 2
     return np.clip(np.round(levels + half), 0, 2 * half) - half
+
+
+def ties(head: Head) -> np.ndarray:
+    """How far, in levels, the rounding of a state may move each combination: the finer it is, the farther.
+
+    So many times what a change of 2^-12 in every number of a state of unit size does in the middle of the curve: some
+    numbers of a state are that much larger than others.
+    """
+    slope = np.array(head.config.levels) / (math.sqrt(math.pi) * karhunen.WIDTH)
+    moved = np.linalg.norm(numbers(head.analysis.weight), axis=1) * slope * 2**-12
+    return np.minimum(0.01 + OUTLYING * moved, 0.5)
 
 
 def values(levels: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -34,6 +34,15 @@ def write(asked: Asked, out: Path) -> list[verify.Verdict]:
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
+    try:
+        verdicts = made(asked, gates, part)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return verdicts
+
+
+def made(asked: Asked, gates: dict[str, str], part: Path) -> list[verify.Verdict]:
     with tqdm(total=5, unit="step", leave=False) as bar:
         bar.set_description("the run's heads")
         model = teacher(asked.run / "domain").model
@@ -69,7 +78,6 @@ def write(asked: Asked, out: Path) -> list[verify.Verdict]:
     write_json(part / VERIFICATION, verify.as_json(verdicts))
     write_json(part / MANIFEST, manifest)
     write_bytes(part / CARD, card(manifest, verdicts).encode())
-    part.rename(out)
     return verdicts
 
 
@@ -94,12 +102,12 @@ def listed(states: dict[str, str]) -> str:
 
 def told(asked: Asked, part: Path, gates: dict[str, str]) -> dict[str, Any]:
     """Of what it was made, and what all exports share."""
-    made = {stage: runner.read(asked.run / stage) for stage in gates}
+    stages = {stage: runner.read(asked.run / stage) for stage in gates}
     return {
         "agp": agp.__version__,
         "recipe": (parsed(asked.run / ABOUT, []) or {})["recipe"],
-        "model": made["domain"]["places"]["model"],
-        "stages": {stage: manifest["digest"] for stage, manifest in made.items()},
+        "model": stages["domain"]["places"]["model"],
+        "stages": {stage: manifest["digest"] for stage, manifest in stages.items()},
         "gates": gates,
         "past_gates": asked.past_gates,
         "content": coreml.content(part / PACKAGE),

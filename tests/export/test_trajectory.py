@@ -33,12 +33,15 @@ def made(request):
 
 
 def test_a_glance_says_the_same_facts(made):
-    read = 3 * mx.random.normal((50, 32))
-    sure = 40 * made.glance.rows[:14] / mx.linalg.norm(made.glance.rows[:14], axis=-1, keepdims=True)
-    for given in (read, sure, mx.zeros((2, 32))):
-        gain = 0.5 + np.random.default_rng(0).random(32)
-        ours = rows(described.glance(Plain(), made.glance, columns(np.array(given) / gain), gain))
-        np.testing.assert_allclose(ours, np.array(made.glance(given).facts), rtol=1e-4, atol=2e-4)
+    """Of what it cannot choose from, of what it is all but sure of, and of nothing."""
+    rng = np.random.default_rng(0)
+    random, sure = rng.normal(size=(50, 32)), np.array(made.glance.rows[:14], np.float64)
+    for states, gain in ((random, 2 + rng.random(32)), (sure, np.full(32, 7.0)), (0 * random[:2], np.ones(32))):
+        for size in (1, 30):
+            normed = states / np.sqrt(np.square(states).mean(-1, keepdims=True) + 1e-12)
+            ours = rows(described.glance(Plain(), made.glance, columns(size * states), gain))
+            theirs = np.array(made.glance(mx.array(normed * gain, mx.float32)).facts)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=3e-4)
 
 
 @pytest.mark.parametrize("count", [1, 64])
