@@ -14,9 +14,9 @@ from agp.exponentials import exp
 from agp.fused import CPU
 from agp.models.decoder import Decoder, Stream
 from agp.sites import Site, skip
+from heads.glimpse import LEAST
 
 MOST = 1 << 24  # logits that may be there at once, where a GPU is to be filled
-LEAST = 1e-9  # share: a log of it is never far away
 ROOM = 1 << 19 if CPU else MOST  # as many as the caches of a CPU hold: twice as fast there
 
 

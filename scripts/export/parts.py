@@ -35,11 +35,9 @@ def parts(
     for name, given in (("many", many), ("one", ones)):
         counts = [len(of.positions) for of in given]
         found[name] = sample.described(entries[name], [of.inputs for of in given], counts)
-    for name in ("receive_many", "receive_one"):
-        if name in entries:
-            count = MANY if name == "receive_many" else 1
-            at = np.linspace(0, features.count - 1, count).astype(int)
-            found[name] = sample.described(entries[name], [received(bundle, features, at)], [count])
+    for name, count in (("receive_many", MANY), ("receive_one", 1)):
+        at = np.linspace(0, features.count - 1, count).astype(int)
+        found[name] = sample.described(entries[name], [received(bundle, features, at)], [count])
     return found
 
 

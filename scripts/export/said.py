@@ -1,7 +1,5 @@
 """What a run's heads say in MLX, as decoding asks them, under the names that the package's outputs have."""
 
-from collections.abc import Mapping
-
 import mlx.core as mx
 import numpy as np
 
@@ -12,8 +10,6 @@ from export.program import senders
 from export.trajectory import Said
 from heads.bundle import Bundle
 from heads.trajectory import Seen
-
-Rows = Mapping[str, np.ndarray]  # N C each
 
 
 def said(bundle: Bundle, features: Features, d: int) -> dict[str, np.ndarray]:
@@ -33,7 +29,7 @@ def said(bundle: Bundle, features: Features, d: int) -> dict[str, np.ndarray]:
     found |= {"hope": late.hope, "mended": better}
     found["mixing"] = mx.concatenate([of.weights[0] for of in mended], axis=-1)
     code, _, _ = bundle.names(now[:, bundle.taps.index(bundle.named)], exactly=False)
-    found |= {"latents": code.values, "concepts": code.scores}
+    found |= {"latents": code.values} | ({"concepts": code.scores} if bundle.names.config.concepts else {})
     return {name: np.array(of).reshape(count, -1) for name, of in found.items()} | sent(bundle, features, d, now)
 
 
