@@ -22,7 +22,18 @@ from agp.figures import faults
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-LIBRARIES = ("agp", "mlx", "mlx-lm", "numpy", "safetensors", "coremltools", "torch", "transformers", "peft")
+LIBRARIES = (
+    "agp",
+    "mlx",
+    "mlx-lm",
+    "numpy",
+    "safetensors",
+    "coremltools",
+    "coreai-core",
+    "torch",
+    "transformers",
+    "peft",
+)
 SETTINGS = ("MLX_", "AGX_", "OPENBLAS_", "OMP_", "MKL_", "VECLIB_")  # variables that change speed or numbers
 
 

@@ -16,8 +16,8 @@ from agp.peak import kv_heads
 from export import depth, semantic, trajectory, transfer
 from export.ops import Columns, Entry, Ops, numbers
 from heads.bundle import Bundle
+from heads.codec import Integers, Raw
 from heads.trajectory import Head
-from heads.transfer import Head as Sender
 
 MANY = 64
 PAST = depth.Past._fields
@@ -64,9 +64,9 @@ def check(bundle: Bundle) -> None:
             raise ValueError(f"calibrate changed {name} of the trajectory head, which only the trajectory stage learns")
 
 
-def senders(bundle: Bundle) -> dict[str, Sender]:
-    """The codecs that were learned, by name."""
-    return {name: of for name, of in bundle.codecs.items() if isinstance(of, Sender)}
+def senders(bundle: Bundle) -> dict[str, Any]:
+    """The codecs that were learned, by name: transfer's heads, or what stands for them."""
+    return {name: of for name, of in bundle.codecs.items() if not isinstance(of, Raw | Integers)}
 
 
 def taken(bundle: Bundle, count: int, room: int) -> dict[str, tuple[int, int]]:

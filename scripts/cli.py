@@ -23,6 +23,7 @@ VERBS = {
     "fuse": "scripts.fuse",
     "export": "scripts.export",
     "verify": "scripts.verify",
+    "parity": "scripts.parity",
     "bench": "scripts.bench",
     "figures": "scripts.figures",
     "report": "scripts.report",

@@ -1,10 +1,11 @@
 """Whether an export still says what its heads say, on any machine.
 
 agp verify runs/tiny/export
-agp verify heads --run runs/tiny      also asks the run itself: MLX, its thresholds, its weights
+agp verify heads --run runs/tiny      also asks the run: MLX, PyTorch if it is there, thresholds, weights
 
 Digests first; then every weight, read without Apple's tools; then the saved package, computed by numpy on the sample of
-held-out positions beside it, exactly and with every result rounded to half precision. One line each, 1 if any fails.
+held-out positions beside it, exactly and with every result rounded to half precision, and the asset, computed by
+Apple's own runtime. One line each, 1 if any fails.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from export import evaluate, folder, sample, verify  # coremltools takes a second
+    from export import folder, judges, sample, verify  # coremltools takes a second
     from export.ranges import Seen
     from scripts.export import again
 
@@ -26,11 +27,11 @@ def run(args) -> int:
     given = folder.manifest(where)
     checks = folder.checks(where, given)
     parts, rules = sample.load(where / folder.SAMPLE), given["decisions"]
-    program, seen, verdicts = evaluate.load(where / folder.PACKAGE), Seen(), []
+    verdicts = []
     if args.run is not None:
         more, verdicts = again.asked(args.run, given)
         checks += more
-    verdicts += [verify.compare(pair, verify.runner(program, pair, seen), parts, rules) for pair in ("exact", "half")]
+    verdicts += judges.saved(where, parts, rules, Seen())
     for of in checks:
         print(f"{of.name:<10} {of.told}: {'ok' if of.passed else 'FAIL'}")
     print(verify.table(verdicts))

@@ -20,8 +20,8 @@ from agp.models.weights import survey
 from agp.targets import design
 from export.ruler import measure
 from scripts import cli
+from tests.parity.compared import judge
 from tests.parity.test_adapters import checkpoint
-from tests.parity.test_decoders import judge
 from tests.test_adapters import KINDS, stir
 from tests.toys import text, toy
 

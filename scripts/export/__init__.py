@@ -4,8 +4,8 @@ agp export runs/tiny
 agp export runs/tiny --out heads --room 1024
 agp export runs/mine --past-gates "a demonstration"
 
-The folder holds heads.mlpackage, its manifest (inputs, outputs, thresholds, names), a card, and a sample of held-out
-positions on which `agp verify` proves it again, on any machine.
+The folder holds heads.mlpackage for Core ML, heads.aimodel for Core AI, their manifest (inputs, outputs, thresholds,
+names), a card, and a sample of held-out positions on which `agp verify` proves them again, on any machine.
 """
 
 from pathlib import Path
@@ -40,9 +40,12 @@ def run(args) -> int:
         if value < 1:
             raise ValueError(f"--{name} is {value}; 1 or more is needed")
     from export import verify  # coremltools takes a second
+    from export.folder import CORE_AI, WITHOUT
     from scripts.export.write import Asked, write
 
     verdicts = write(Asked(args.run, args.room, args.documents, args.past_gates), out)
     print(verify.table(verdicts))
+    if not CORE_AI:
+        print(f"no heads.aimodel: {WITHOUT}")
     print(out)
     return int(not all(of.passed for of in verdicts))

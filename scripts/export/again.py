@@ -7,11 +7,12 @@ from agp.hosts import differences
 from curricula import runner
 from curricula.features import Features
 from curricula.teacher import teacher
-from export import coreml, decisions, program, verify
+from export import coreml, decisions, program
 from export.folder import Check
 from export.verify import Verdict
 from heads import bundle
-from scripts.export.parts import chosen, spoken
+from scripts.export import origin
+from scripts.export.parts import chosen
 
 
 def asked(run: Path, manifest: dict[str, Any]) -> tuple[list[Check], list[Verdict]]:
@@ -20,14 +21,13 @@ def asked(run: Path, manifest: dict[str, Any]) -> tuple[list[Check], list[Verdic
     entries, rules = program.entries(heads, manifest["room"]), decisions.rules(heads)
     features = Features(run / "harvest", "test")
     documents = chosen(features, manifest["room"], manifest["documents"])
-    inside = {"many": spoken(heads, features, entries["many"], manifest["room"], documents)}
     weights = set().union(*(coreml.built(entry)[1] for entry in entries.values()))
     other = len(weights.symmetric_difference(manifest["weights"]))
     return [
         agreed("stages", manifest["stages"], stages),
         agreed("thresholds", manifest["decisions"], rules),
         Check("described", f"{other:,} of {len(weights):,} weights are others than the run has", not other),
-    ], [verify.compare("mlx", verify.by_description(entries), inside, rules)]
+    ], list(origin.compared(heads, features, entries, manifest["room"], documents, rules))
 
 
 def agreed(name: str, known: Any, found: Any) -> Check:

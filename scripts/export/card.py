@@ -17,7 +17,8 @@ def card(manifest: dict[str, Any], verdicts: Sequence[verify.Verdict]) -> str:
             "# Heads",
             "",
             f"The frozen heads of a run of `{manifest['recipe']}` on `{manifest['model']}`, as a Core ML package of",
-            "half precision. They read states of that model with that run's domain adapter, and of no other.",
+            "half precision and a Core AI asset of single precision. They read states of that model with that run's",
+            "domain adapter, and of no other.",
             "",
             f"- Taps: after blocks {', '.join(map(str, rules['taps']))}. Room for {manifest['room']:,} keys a kind.",
             f"- Concepts: {len(rules['concepts']):,}, by thresholds in manifest.json. Codecs: {codecs}.",
@@ -32,8 +33,8 @@ def card(manifest: dict[str, Any], verdicts: Sequence[verify.Verdict]) -> str:
             "",
             *(f"    {line}" for line in verify.table(verdicts).splitlines()),
             "",
-            "Computed by numpy from the saved bytes, exactly and with every result rounded to half precision; it was",
-            "run on no Neural Engine for this.",
+            "Computed by numpy from the package's bytes, exactly and with every result rounded to half precision, and",
+            "by Apple's runtime from the asset's; no Neural Engine was asked for this.",
             "",
         ]
     )

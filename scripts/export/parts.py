@@ -12,7 +12,6 @@ from export.program import MANY, receiving
 from export.sample import Part
 from heads.bundle import Bundle
 from scripts.export.feeds import feeds
-from scripts.export.said import said
 
 ONES = 4  # positions of the entry for one token, of each of some documents
 
@@ -39,13 +38,6 @@ def parts(
         at = np.linspace(0, features.count - 1, count).astype(int)
         found[name] = sample.described(entries[name], [received(bundle, features, at)], [count])
     return found
-
-
-def spoken(bundle: Bundle, features: Features, entry: Entry, room: int, documents: list[int]) -> Part:
-    """What the heads say in MLX of these, of what was not rounded for a package."""
-    given = list(feeds(bundle, features, np.array(documents), room, MANY))
-    found = sample.described(entry, [of.inputs for of in given], [len(of.positions) for of in given], half=False)
-    return found._replace(said=sample.joined([said(bundle, features, d) for d in documents]))
 
 
 def received(bundle: Bundle, features: Features, at: np.ndarray) -> dict[str, np.ndarray]:

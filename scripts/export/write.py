@@ -1,6 +1,7 @@
 """Writes an export: the package, what it must say of some real positions, and the proof that it does."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +13,15 @@ from curricula import recipes, runner
 from curricula.features import Features
 from curricula.report.collect import ABOUT, parsed
 from curricula.teacher import teacher
-from export import coreml, decisions, evaluate, program, sample, verify
+from export import coreml, decisions, folder, judges, program, sample, verify
 from export.decisions import TIES
-from export.folder import CARD, MANIFEST, PACKAGE, SAMPLE, VERIFICATION
+from export.folder import ASSET, CARD, CORE_AI, PACKAGE, SAMPLE, VERIFICATION
+from export.ops import Entry
 from export.ranges import MOST, Seen
 from heads import bundle
+from scripts.export import origin
 from scripts.export.card import card
-from scripts.export.parts import chosen, parts, spoken
+from scripts.export.parts import chosen, parts
 
 
 class Asked(NamedTuple):
@@ -43,7 +46,7 @@ def write(asked: Asked, out: Path) -> list[verify.Verdict]:
 
 
 def made(asked: Asked, gates: dict[str, str], part: Path) -> list[verify.Verdict]:
-    with tqdm(total=5, unit="step", leave=False) as bar:
+    with tqdm(total=6 + len(origin.PAIRS) + CORE_AI, unit="step", leave=False) as bar:
         bar.set_description("the run's heads")
         model = teacher(asked.run / "domain").model
         heads, features = bundle.load(asked.run, model), Features(asked.run / "harvest", "test")
@@ -53,22 +56,29 @@ def made(asked: Asked, gates: dict[str, str], part: Path) -> list[verify.Verdict
         documents = chosen(features, asked.room, asked.documents)
         given = parts(heads, features, entries, asked.room, documents)
         sample.save(part / SAMPLE, given)
-        inside = {"many": spoken(heads, features, entries["many"], asked.room, documents)}
-        verdicts = [verify.compare("mlx", verify.by_description(entries), inside, rules)]
         bar.update()
+        verdicts = []
+        for verdict in origin.compared(heads, features, entries, asked.room, documents, rules):
+            bar.set_description(f"what heads say, {verdict.pair}")
+            verdicts.append(verdict)
+            bar.update()
         bar.set_description("the package")
         weights = coreml.save(part / PACKAGE, entries, "one")
         bar.update()
-        seen, loaded = Seen(), evaluate.load(part / PACKAGE)
-        for pair in ("exact", "half"):
-            bar.set_description(f"what it says, {pair}")
-            verdicts.append(verify.compare(pair, verify.runner(loaded, pair, seen), given, rules))
+        bar.set_description("the asset")
+        content = authored(part / ASSET, entries)
+        bar.update()
+        seen = Seen()
+        for verdict in judges.saved(part, given, rules, seen):
+            bar.set_description(f"what it says, {verdict.pair}")
+            verdicts.append(verdict)
             bar.update()
     if wrong := seen.refused():
         raise ValueError(
             f"on real positions {'; '.join(wrong)}, and {MOST:,.0f} is safe at most: some chips end at twice"
         )
     manifest = told(asked, part, gates) | {
+        "asset": content,
         "decisions": rules,
         "inputs": {name: {of: list(size) for of, size in entry.inputs.items()} for name, entry in entries.items()},
         "outputs": {name: {of: x.shape[1] for of, x in part.said.items()} for name, part in given.items()},
@@ -76,9 +86,19 @@ def made(asked: Asked, gates: dict[str, str], part: Path) -> list[verify.Verdict
         "largest": {name: round(size, 3) for name, size in sorted(seen.largest.items())},
     }
     write_json(part / VERIFICATION, verify.as_json(verdicts))
-    write_json(part / MANIFEST, manifest)
+    folder.write(part, manifest)
     write_bytes(part / CARD, card(manifest, verdicts).encode())
     return verdicts
+
+
+def authored(place: Path, entries: Mapping[str, Entry]) -> str | None:
+    """The digest of what the asset computes, where one can be made."""
+    if not CORE_AI:
+        return None
+    from export import asset, coreai
+
+    coreai.save(place, entries)
+    return asset.content(place)
 
 
 def passed(asked: Asked) -> dict[str, str]:

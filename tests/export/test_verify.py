@@ -105,8 +105,11 @@ def test_in_a_tie_a_decision_may_turn_and_what_hangs_on_it_is_not_held_against_t
         said["size_4x"][11, 0] += 1
         said["levels_4x"][11] += 0.4
 
+    same = lambda said: None
     found = compared(part, turned)
     assert found.passed and found.worst.psnr > 60
+    assert min(of.psnr for of in found.anywhere) < 60
+    assert "many levels_4x has " in verify.table([found]) and "where picks" not in verify.table([compared(part, same)])
     turns = {name: of.changed for name, of in found.changes.items() if of.changed}
     assert {name: turns[name] for name in ("accept 0.01", "latents", "size 4x")} == {
         "accept 0.01": 1,

@@ -22,8 +22,8 @@ from agp.adapter_files import load, save, save_peft
 from agp.adapters import Adapter, Part, adapted, attach, detach
 from agp.targets import design
 from export.ruler import measure
+from tests.parity.compared import judge
 from tests.parity.reference import array, build
-from tests.parity.test_decoders import judge
 from tests.test_adapters import KINDS, stir
 from tests.toys import config_dict, text, toy
 

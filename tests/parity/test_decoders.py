@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.parity.compared import judge
 from tests.parity.reference import Pair, array, build, forward, gradients, make_pair, run, steps
 from tests.toys import CASES
 
@@ -16,11 +17,6 @@ from tests.toys import CASES
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: " ".join(case))
 def pair(request, tmp_path_factory) -> Pair:
     return make_pair(*request.param, tmp_path_factory.mktemp("checkpoint"))
-
-
-def judge(distances) -> None:
-    far = [str(d) for d in distances if not d.passed]
-    assert not far, "\n".join(far)
 
 
 def test_logits_and_every_state(pair):

@@ -12,8 +12,8 @@ from transformers import Gemma3nForCausalLM, Gemma4ForCausalLM
 
 import agp
 from curricula import source
+from tests.parity.compared import judge
 from tests.parity.reference import Pair, forward, gradients, steps
-from tests.parity.test_decoders import judge
 
 ASSETS = Path(agp.__file__).parent / "assets"
 CLASSES = {"gemma4": Gemma4ForCausalLM, "gemma3n": Gemma3nForCausalLM}

@@ -16,9 +16,9 @@ from agp.losses import next_token
 from agp.recompute import recompute
 from agp.train import FitConfig, fit
 from export.ruler import measure
+from tests.parity.compared import judge
 from tests.parity.reference import array
 from tests.parity.test_adapters import FAMILIES, pytestmark, theirs  # noqa: F401
-from tests.parity.test_decoders import judge
 
 ROWS = np.random.default_rng(5).integers(1, 96, (10, 3, 11))
 CONFIG = {"steps": 10, "rate": 3e-3, "floor": 1.0, "weight_decay": 0.1}

@@ -41,14 +41,14 @@ def copy(made, tmp_path):
 
 def test_an_export_is_whole_and_proves_itself_again(made, run, capsys):
     assert {path.name for path in made.iterdir()} == {
-        *(folder.PACKAGE, folder.SAMPLE, folder.MANIFEST, folder.CARD, folder.VERIFICATION)
+        *(folder.PACKAGE, folder.ASSET, folder.SAMPLE, folder.MANIFEST, folder.CARD, folder.VERIFICATION)
     }
     told = json.loads((made / folder.MANIFEST).read_text())
     assert told["outputs"]["many"]["vitality"] == 4 and told["inputs"]["one"]["states"] == [4 * 192, 1]
     assert [of["name"] for of in told["decisions"]["concepts"]] and told["recipe"] == "smoke"
     assert cli.main(["verify", str(made), "--run", str(run)]) == 0
     said = capsys.readouterr().out
-    for name in ("content", "sample", "weights", "stages", "thresholds", "described", "mlx", "exact", "half"):
+    for name in "package asset sample weights stages thresholds described mlx twins exact half coreai".split():
         assert any(line.startswith(name) and line.endswith(": ok") for line in said.splitlines()), name
 
 
@@ -59,15 +59,28 @@ def test_a_turned_bit_of_a_weight_is_named(copy, capsys):
     path.write_bytes(data)
     assert cli.main(["verify", str(copy)]) == 1
     said = capsys.readouterr().out
-    assert "content    its digest is " in said and "weights are as they were described: not" in said
+    assert "package    its digest is " in said and "weights are as they were described: not" in said
 
 
 def test_a_threshold_that_is_not_the_runs_is_named(copy, run, capsys):
     told = json.loads((copy / folder.MANIFEST).read_text())
     told["decisions"]["accept"]["0.05"] = 1.25
     (copy / folder.MANIFEST).write_text(json.dumps(told))
+    assert cli.main(["verify", str(copy)]) == 2
+    assert "manifest.json was changed: its digest is " in capsys.readouterr().err
+    folder.write(copy, told)  # as it would be of a run that was calibrated again
     assert cli.main(["verify", str(copy), "--run", str(run)]) == 1
     assert "thresholds accept.0.05 is " in capsys.readouterr().out
+
+
+def test_a_turned_bit_of_the_asset_is_named_and_it_is_not_opened(copy, capsys):
+    path = copy / folder.ASSET / "main.mlirb"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+    assert cli.main(["verify", str(copy)]) == 1
+    said = capsys.readouterr().out
+    assert "asset      main.mlirb has not the bytes that main.hash tells of: FAIL" in said and "coreai " not in said
 
 
 def test_equal_exports_have_equal_digests_in_other_processes(made, run, tmp_path):
