@@ -29,9 +29,9 @@ def run(
     function: str,
     feeds: Mapping[str, np.ndarray],
     exact: bool,
-    watch: Callable[[Any, np.ndarray], None] = lambda op, found: None,
+    watch: Callable[[Any, Given, np.ndarray], None] = lambda op, given, found: None,
 ) -> dict[str, np.ndarray]:
-    """Outputs by name. `watch` is shown every operation and what came of it."""
+    """Outputs by name. `watch` is shown every operation, what it was given, and what came of it."""
     described = program.functions[function]
     wide = np.float64 if exact else np.float32
     known = {var: rounded(feeds[name], var, exact) for name, var in described.inputs.items()}
@@ -54,7 +54,7 @@ def run(
             found = OPS[op.op_type](given)
             (out,) = op.outputs
             known[out] = rounded(found, out, exact)
-        watch(op, known[out])
+        watch(op, given, known[out])
         if tuple(out.shape) != known[out].shape:
             raise ValueError(f"{op.name} should give {tuple(out.shape)} and gives {known[out].shape}")
     return {out.name: known[out] for out in described.outputs}

@@ -4,10 +4,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from export import evaluate
-from export.folder import ASSET, CORE_AI, PACKAGE
+import numpy as np
+
+from export import evaluate, inference, lint
+from export.folder import ASSET, CORE_AI, Check
 from export.ops import Entry, Plain
-from export.ranges import Seen
+from export.ranges import MOST, Seen
 from export.sample import Part
 from export.verify import Run, Verdict, compare
 
@@ -23,9 +25,10 @@ def by_package(program: Any, pair: str, seen: Seen) -> Run:
     return lambda entry, feed: evaluate.run(program, entry, feed, exact=False)
 
 
-def saved(folder: Path, parts: Mapping[str, Part], rules: Mapping[str, Any], seen: Seen) -> Iterator[Verdict]:
-    """Of all that lies in an export, as it is read back."""
-    program = evaluate.load(folder / PACKAGE)
+def saved(
+    folder: Path, program: Any, parts: Mapping[str, Part], rules: Mapping[str, Any], seen: Seen
+) -> Iterator[Verdict]:
+    """Of all that lies in an export: the package's program, as it was read back, and the asset."""
     for pair in ("exact", "half"):
         yield compare(pair, by_package(program, pair, seen), parts, rules)
     if CORE_AI and (folder / ASSET).exists():
@@ -34,3 +37,36 @@ def saved(folder: Path, parts: Mapping[str, Part], rules: Mapping[str, Any], see
         if asset.whole(folder / ASSET):
             with asset.opened(folder / ASSET) as run:
                 yield compare("coreai", run, parts, rules)
+
+
+def checks(program: Any, parts: Mapping[str, Part], inputs: Mapping[str, Any], seen: Seen) -> list[Check]:
+    """Of the package, beside what it says of the sample; `seen` watched that."""
+    wrong = [of for of in lint.lint(program) if of.fails]
+    told = (
+        f"{wrong[0].rule}: {wrong[0].entry}: {wrong[0].what}"
+        if wrong
+        else "nothing would keep it off, of what is known"
+    )
+    return [
+        inference.checked(program, parts),
+        zeros(program, inputs),
+        ranges(seen),
+        Check("lint", told, not wrong),
+    ]
+
+
+def zeros(program: Any, inputs: Mapping[str, Mapping[str, list[int]]]) -> Check:
+    """What is said of nothing at all is a number."""
+    odd = []
+    for entry, sizes in inputs.items():
+        feed = {name: np.zeros((1, channels, 1, count)) for name, (channels, count) in sizes.items()}
+        found = evaluate.run(program, entry, feed, exact=False)
+        odd += [f"{entry} {name}" for name, x in found.items() if not np.isfinite(x).all()]
+    told = f"of rows of zeros {', '.join(odd[:3])} is no number" if odd else "of rows of zeros all is finite"
+    return Check("zeros", told, not odd)
+
+
+def ranges(seen: Seen) -> Check:
+    name = max(seen.largest, key=lambda of: seen.largest[of])
+    told = "; ".join(seen.refused()) or f"the largest is {seen.largest[name]:,.0f}, {name}"
+    return Check("ranges", f"{told}, where {MOST:,.0f} is safe", not seen.refused())

@@ -28,7 +28,7 @@ class Seen:
         watch: Callable = partial(self.watch, entry)
         return evaluate.run(program, entry, feed, True, watch)
 
-    def watch(self, entry: str, op: Any, found: np.ndarray) -> None:
+    def watch(self, entry: str, op: Any, given: evaluate.Given, found: np.ndarray) -> None:
         if op.op_type in SUMS:
             self.note(f"{entry} {op.op_type}", found)
 

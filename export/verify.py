@@ -4,13 +4,14 @@ An output is judged by its error and PSNR; where it hangs on decisions, at posit
 decisions are judged by themselves. A pair passes if every output is near enough and no decision turned but in a tie.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from export import decisions
 from export.decisions import Change
+from export.folder import Check
 from export.sample import Part, joined, positions
 
 GOALS = {"mlx": 90.0, "twins": 90.0, "exact": 60.0, "half": 60.0}  # decibels, the least of any output
@@ -40,6 +41,15 @@ class Verdict(NamedTuple):
     @property
     def worst(self) -> Output:
         return max(self.outputs, key=lambda of: of.error if self.pair in CLOSE else -of.psnr)
+
+
+class Proof(NamedTuple):
+    checks: list[Check]
+    verdicts: list[Verdict]
+
+    @property
+    def passed(self) -> bool:
+        return all(of.passed for of in (*self.checks, *self.verdicts))
 
 
 def compare(pair: str, run: Run, parts: Mapping[str, Part], rules: Mapping[str, Any]) -> Verdict:
@@ -84,9 +94,9 @@ def judged(entry: str, name: str, truth: np.ndarray, other: np.ndarray) -> Outpu
     return Output(entry, name, error, float(np.abs(wrong).max()) / most, float(psnr), cosine, len(truth))
 
 
-def as_json(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
+def as_json(proof: Proof) -> dict[str, Any]:
     """Infinity is no JSON: what is equal to the bit has no PSNR."""
-    return [
+    pairs = [
         {
             "pair": of.pair,
             "passed": of.passed,
@@ -94,12 +104,18 @@ def as_json(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
             "anywhere": [finite(one) for one in of.anywhere],
             "decisions": {name: change._asdict() for name, change in of.changes.items()},
         }
-        for of in verdicts
+        for of in proof.verdicts
     ]
+    return {"checks": [of._asdict() for of in proof.checks], "pairs": pairs}
 
 
 def finite(of: Output) -> dict[str, Any]:
     return of._asdict() | {name: None for name in ("error", "psnr", "peak") if not np.isfinite(getattr(of, name))}
+
+
+def told(proof: Proof) -> str:
+    checks = [f"{of.name:<10} {of.told}: {'ok' if of.passed else 'FAIL'}" for of in proof.checks]
+    return "\n".join([*checks, table(proof.verdicts)])
 
 
 def table(verdicts: Sequence[Verdict]) -> str:

@@ -23,6 +23,8 @@ VERBS = {
     "fuse": "scripts.fuse",
     "export": "scripts.export",
     "verify": "scripts.verify",
+    "lint": "scripts.lint",
+    "ranges": "scripts.ranges",
     "parity": "scripts.parity",
     "bench": "scripts.bench",
     "figures": "scripts.figures",

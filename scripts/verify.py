@@ -9,6 +9,7 @@ Apple's own runtime. One line each, 1 if any fails.
 """
 
 from pathlib import Path
+from typing import Any
 
 from scripts.asked import some_path
 
@@ -19,20 +20,30 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from export import folder, judges, sample, verify  # coremltools takes a second
-    from export.ranges import Seen
-    from scripts.export import again
+    from export import verify  # coremltools takes a second
 
-    where: Path = args.export
-    given = folder.manifest(where)
-    checks = folder.checks(where, given)
-    parts, rules = sample.load(where / folder.SAMPLE), given["decisions"]
-    verdicts = []
-    if args.run is not None:
-        more, verdicts = again.asked(args.run, given)
-        checks += more
-    verdicts += judges.saved(where, parts, rules, Seen())
-    for of in checks:
-        print(f"{of.name:<10} {of.told}: {'ok' if of.passed else 'FAIL'}")
-    print(verify.table(verdicts))
-    return int(not all(of.passed for of in [*checks, *verdicts]))
+    proof = judged(args.export, args.run)
+    print(verify.told(proof))
+    return int(not proof.passed)
+
+
+def judged(where: Path, run: Path | None) -> Any:
+    from export import evaluate, folder, judges, sample
+    from export.ranges import Seen
+    from export.verify import Proof
+    from scripts.export import again
+    from scripts.steps import Steps
+
+    given, seen, checks, verdicts = folder.manifest(where), Seen(), [], []
+    steps = Steps(4 + (run is not None) + (given["asset"] is not None and folder.CORE_AI))
+    with steps("digests"):
+        checks += folder.checks(where, given)
+    if run is not None:
+        with steps("the run"):
+            more, verdicts = again.asked(run, given)
+            checks += more
+    parts, program = sample.load(where / folder.SAMPLE), evaluate.load(where / folder.PACKAGE)
+    verdicts += steps.each("what is saved", judges.saved(where, program, parts, given["decisions"], seen))
+    with steps("each operation"):
+        checks += judges.checks(program, parts, given["inputs"], seen)
+    return Proof(checks, verdicts)

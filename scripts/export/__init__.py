@@ -43,9 +43,9 @@ def run(args) -> int:
     from export.folder import CORE_AI, WITHOUT
     from scripts.export.write import Asked, write
 
-    verdicts = write(Asked(args.run, args.room, args.documents, args.past_gates), out)
-    print(verify.table(verdicts))
+    proof = write(Asked(args.run, args.room, args.documents, args.past_gates), out)
+    print(verify.told(proof))
     if not CORE_AI:
         print(f"no heads.aimodel: {WITHOUT}")
     print(out)
-    return int(not all(of.passed for of in verdicts))
+    return int(not proof.passed)

@@ -5,23 +5,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 import agp
 from agp.artifacts import digest, stamp, write_bytes, write_json
 from curricula import recipes, runner
 from curricula.features import Features
 from curricula.report.collect import ABOUT, parsed
 from curricula.teacher import teacher
-from export import coreml, decisions, folder, judges, program, sample, verify
+from export import coreml, decisions, evaluate, folder, judges, program, sample, survey, verify
 from export.decisions import TIES
 from export.folder import ASSET, CARD, CORE_AI, PACKAGE, SAMPLE, VERIFICATION
 from export.ops import Entry
-from export.ranges import MOST, Seen
+from export.ranges import Seen
+from export.verify import Proof
 from heads import bundle
+from heads.bundle import Bundle
 from scripts.export import origin
 from scripts.export.card import card
 from scripts.export.parts import chosen, parts
+from scripts.steps import Steps
+
+REFUSED = ("ranges", "zeros")  # what fails here is not written at all
 
 
 class Asked(NamedTuple):
@@ -31,64 +34,61 @@ class Asked(NamedTuple):
     past_gates: str | None  # why a run is exported whose gates are not passed
 
 
-def write(asked: Asked, out: Path) -> list[verify.Verdict]:
+def write(asked: Asked, out: Path) -> Proof:
     """Into a new folder, which is there when it is whole."""
     gates = passed(asked)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        verdicts = made(asked, gates, part)
+        proof = made(asked, gates, part)
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return verdicts
+    return proof
 
 
-def made(asked: Asked, gates: dict[str, str], part: Path) -> list[verify.Verdict]:
-    with tqdm(total=6 + len(origin.PAIRS) + CORE_AI, unit="step", leave=False) as bar:
-        bar.set_description("the run's heads")
-        model = teacher(asked.run / "domain").model
-        heads, features = bundle.load(asked.run, model), Features(asked.run / "harvest", "test")
+def made(asked: Asked, gates: dict[str, str], part: Path) -> Proof:
+    steps = Steps(6 + len(origin.PAIRS) + CORE_AI)
+    with steps("the run's heads"):
+        heads = bundle.load(asked.run, teacher(asked.run / "domain").model)
+        features = Features(asked.run / "harvest", "test")
         entries, rules = program.entries(heads, asked.room), decisions.rules(heads)
-        bar.update()
-        bar.set_description("real positions")
+    with steps("real positions"):
         documents = chosen(features, asked.room, asked.documents)
         given = parts(heads, features, entries, asked.room, documents)
         sample.save(part / SAMPLE, given)
-        bar.update()
-        verdicts = []
-        for verdict in origin.compared(heads, features, entries, asked.room, documents, rules):
-            bar.set_description(f"what heads say, {verdict.pair}")
-            verdicts.append(verdict)
-            bar.update()
-        bar.set_description("the package")
+    compared = origin.compared(heads, features, entries, asked.room, documents, rules)
+    verdicts = [*steps.each("what heads say", compared)]
+    with steps("the package"):
         weights = coreml.save(part / PACKAGE, entries, "one")
-        bar.update()
-        bar.set_description("the asset")
+    with steps("the asset"):
         content = authored(part / ASSET, entries)
-        bar.update()
-        seen = Seen()
-        for verdict in judges.saved(part, given, rules, seen):
-            bar.set_description(f"what it says, {verdict.pair}")
-            verdicts.append(verdict)
-            bar.update()
-    if wrong := seen.refused():
-        raise ValueError(
-            f"on real positions {'; '.join(wrong)}, and {MOST:,.0f} is safe at most: some chips end at twice"
-        )
+    seen, program_read = Seen(), evaluate.load(part / PACKAGE)
+    verdicts += steps.each("what is saved", judges.saved(part, program_read, given, rules, seen))
     manifest = told(asked, part, gates) | {
         "asset": content,
         "decisions": rules,
         "inputs": {name: {of: list(size) for of, size in entry.inputs.items()} for name, entry in entries.items()},
         "outputs": {name: {of: x.shape[1] for of, x in part.said.items()} for name, part in given.items()},
         "weights": sorted(weights),
+        "states": states(features, documents, heads),
         "largest": {name: round(size, 3) for name, size in sorted(seen.largest.items())},
     }
-    write_json(part / VERIFICATION, verify.as_json(verdicts))
+    with steps("each operation"):
+        proof = Proof(judges.checks(program_read, given, manifest["inputs"], seen), verdicts)
+    if wrong := [of for of in proof.checks if of.name in REFUSED and not of.passed]:
+        raise ValueError("; ".join(of.told for of in wrong))
+    write_json(part / VERIFICATION, verify.as_json(proof))
     folder.write(part, manifest)
     write_bytes(part / CARD, card(manifest, verdicts).encode())
-    return verdicts
+    return proof
+
+
+def states(features: Features, documents: list[int], heads: Bundle) -> dict[str, Any]:
+    """How large they become after each block, of which the heads read some."""
+    blocks = survey.largest(heads.decoder, [features.of(d, "ids") for d in documents])
+    return {"blocks": [round(size, 3) for size in blocks], "taps": {tap: round(blocks[tap], 3) for tap in heads.taps}}
 
 
 def authored(place: Path, entries: Mapping[str, Entry]) -> str | None:

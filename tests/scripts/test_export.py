@@ -11,6 +11,7 @@ import pytest
 from curricula import runner
 from export import blob, folder
 from scripts import cli
+from scripts.export import traps
 from tests.curricula.run import smoke
 
 pytestmark = pytest.mark.slow
@@ -89,6 +90,12 @@ def test_equal_exports_have_equal_digests_in_other_processes(made, run, tmp_path
     one, two = (json.loads((path / folder.MANIFEST).read_text()) for path in (made, tmp_path / "again"))
     differ = {name for name in one if one[name] != two[name]}
     assert differ <= {"made"}
+
+
+@pytest.mark.parametrize("trap", traps.TRAPS, ids=lambda trap: trap.name)
+def test_every_known_trap_is_caught_by_name(trap, made, run):
+    found = traps.caught(trap, made, run)
+    assert found.caught, found
 
 
 def refused(words, capsys):
