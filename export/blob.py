@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
 STEP, VERSION, MARK = 64, 2, 0xDEADBEEF
-TYPES = {1: "float16", 2: "float32", 3: "uint8", 4: "int8"}
+TYPES = {1: "float16", 2: "float32", 3: "uint8", 4: "int8", 13: "uint6"}
 
 
 class Blob(NamedTuple):

@@ -16,6 +16,7 @@ from coremltools.models.utils import MultiFunctionDescriptor, save_multifunction
 from coremltools.proto import Model_pb2
 
 from export import blob
+from export.compress import KINDS, Smaller
 from export.ops import Columns, Entry, Ops, column
 
 mb: Any = Builder  # its operations are added to it as it is imported
@@ -36,11 +37,12 @@ UNARY = {"exp": mb.exp, "tanh": mb.tanh, "erf": mb.erf, "round": mb.round}
 
 
 class Mil(Ops):
-    def __init__(self) -> None:
+    def __init__(self, smaller: Smaller | None = None) -> None:
         self.weights: set[str] = set()  # digests of all arrays that were handed over
+        self.smaller = smaller
 
     def conv(self, x: Columns, weight: np.ndarray, bias: np.ndarray | None = None) -> Columns:
-        kernel = self.half(weight.reshape(*weight.shape[:2], 1, -1))
+        kernel = self.kernel(weight.reshape(*weight.shape[:2], 1, -1))
         more = {} if bias is None else {"bias": self.half(bias).reshape(-1)}
         return mb.conv(x=x, weight=kernel, pad_type="valid", **more)
 
@@ -91,26 +93,41 @@ class Mil(Ops):
         return x.shape[1], x.shape[3]
 
     def half(self, y: Any) -> Any:
-        """A weight or a number as it is stored; columns are left alone. What half precision cannot hold is refused."""
+        """A weight or a number as it is stored; columns are left alone."""
         if isinstance(y, float):
             return HALF(y)
-        if not isinstance(y, np.ndarray):
-            return y
-        if not (np.abs(y) <= MOST).all():
-            worst = y.flat[np.abs(y).argmax()]
-            raise ValueError(f"a weight {y.shape} holds {worst:.4g}; half precision holds {MOST:,.0f} at most")
-        stored = (column(y) if y.ndim == 1 else y).astype(HALF)
+        return self.told(held(column(y) if y.ndim == 1 else y)) if isinstance(y, np.ndarray) else y
+
+    def kernel(self, weight: np.ndarray) -> Any:
+        """Where it is large enough to gain by it, in fewer bits."""
+        stored = held(weight)
+        if self.smaller is None or not self.smaller.takes(stored):
+            return self.told(stored)
+        less = KINDS[self.smaller.kind](stored)
+        for part in less.parts:
+            self.told(part)
+        return less.variable
+
+    def told(self, stored: np.ndarray) -> np.ndarray:
         self.weights.add(sha256(stored.tobytes()).hexdigest())
         return stored
 
 
-def save(out: Path, entries: Mapping[str, Entry], main: str) -> set[str]:
+def held(y: np.ndarray) -> np.ndarray:
+    """In half precision; what that cannot hold is refused."""
+    if not (np.abs(y) <= MOST).all():
+        worst = y.flat[np.abs(y).argmax()]
+        raise ValueError(f"a weight {y.shape} holds {worst:.4g}; half precision holds {MOST:,.0f} at most")
+    return y.astype(HALF)
+
+
+def save(out: Path, entries: Mapping[str, Entry], main: str, smaller: Smaller | None = None) -> set[str]:
     """A package with these entries; equal weights are stored once. Digests of all weights that were handed over."""
     weights: set[str] = set()
     with TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # bars of its own
         found = MultiFunctionDescriptor()
         for name, entry in entries.items():
-            program, kept = built(entry)
+            program, kept = built(entry, smaller)
             place = str(Path(folder) / f"{name}.mlpackage")
             converted(program).save(place)
             found.add_function(place, "main", name)
@@ -120,13 +137,13 @@ def save(out: Path, entries: Mapping[str, Entry], main: str) -> set[str]:
     return weights
 
 
-def built(entry: Entry) -> tuple[Program, set[str]]:
+def built(entry: Entry, smaller: Smaller | None = None) -> tuple[Program, set[str]]:
     """With digests of its weights."""
     given = {
         name: mb.TensorSpec((1, channels, 1, count), dtype=types.fp16)
         for name, (channels, count) in entry.inputs.items()
     }
-    program, o = Program(), Mil()
+    program, o = Program(), Mil(smaller)
     with Function(given, opset_version=TARGET) as function:
         said = entry.describe(o, function.inputs)
         function.set_outputs([mb.identity(x=of, name=name) for name, of in said.items()])

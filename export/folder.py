@@ -18,6 +18,11 @@ WITHOUT = "coreai-core is not installed; where it can be, `pip install 'agp[core
 LARGEST = 1 << 26  # bytes of a manifest
 
 
+def smaller(kind: str) -> str:
+    """The package whose large weights are in fewer bits."""
+    return f"heads-{kind}.mlpackage"
+
+
 class Check(NamedTuple):
     name: str
     told: str

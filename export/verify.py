@@ -54,6 +54,14 @@ class Proof(NamedTuple):
 
 def compare(pair: str, run: Run, parts: Mapping[str, Part], rules: Mapping[str, Any]) -> Verdict:
     """Against what was described."""
+    outputs, anywhere, changes = measured(run, parts, rules)
+    near = all(of.error <= CLOSE[pair] if pair in CLOSE else of.psnr >= GOALS[pair] for of in outputs)
+    return Verdict(pair, outputs, anywhere, changes, near and not any(of.unexplained for of in changes.values()))
+
+
+def measured(
+    run: Run, parts: Mapping[str, Part], rules: Mapping[str, Any]
+) -> tuple[list[Output], list[Output], dict[str, Change]]:
     outputs: list[Output] = []
     anywhere: list[Output] = []
     changes: dict[str, Change] = {}
@@ -71,8 +79,7 @@ def compare(pair: str, run: Run, parts: Mapping[str, Part], rules: Mapping[str, 
                 at = same.get(name, np.ones(len(truth), bool))
                 outputs.append(judged(entry, name, truth[at], other[name][at]))
                 anywhere += [judged(entry, name, truth, other[name])] if name in same else []
-    near = all(of.error <= CLOSE[pair] if pair in CLOSE else of.psnr >= GOALS[pair] for of in outputs)
-    return Verdict(pair, outputs, anywhere, changes, near and not any(of.unexplained for of in changes.values()))
+    return outputs, anywhere, changes
 
 
 def spoken(run: Run, entry: str, part: Part) -> dict[str, np.ndarray]:

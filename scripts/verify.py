@@ -28,14 +28,14 @@ def run(args) -> int:
 
 
 def judged(where: Path, run: Path | None) -> Any:
-    from export import evaluate, folder, judges, sample
+    from export import cost, evaluate, folder, judges, sample
     from export.ranges import Seen
     from export.verify import Proof
     from scripts.export import again
     from scripts.steps import Steps
 
     given, seen, checks, verdicts = folder.manifest(where), Seen(), [], []
-    steps = Steps(4 + (run is not None) + (given["asset"] is not None and folder.CORE_AI))
+    steps = Steps(4 + len(given["smaller"]) + (run is not None) + (given["asset"] is not None and folder.CORE_AI))
     with steps("digests"):
         checks += folder.checks(where, given)
     if run is not None:
@@ -46,4 +46,5 @@ def judged(where: Path, run: Path | None) -> Any:
     verdicts += steps.each("what is saved", judges.saved(where, program, parts, given["decisions"], seen))
     with steps("each operation"):
         checks += judges.checks(program, parts, given["inputs"], seen)
+    checks += steps.each("smaller weights", (cost.checked(where, given, parts, kind) for kind in given["smaller"]))
     return Proof(checks, verdicts)

@@ -6,14 +6,23 @@ agp bench train       an adapter trained, beside mlx-lm's trainer
 agp bench memory      the peak of a training step, against its estimate
 agp bench heads       heads trained on kept states, beside states made again at each step
 agp bench curriculum  what a finished run is worth, over several seeds of its heads
+agp bench ane         an export on each compute unit of this Mac, and where its operations run
 agp bench decode --help says more
 """
 
 import argparse
 
-from scripts.bench import curriculum, decode, e2b, heads, memory, train
+from scripts.bench import ane, curriculum, decode, e2b, heads, memory, train
 
-KINDS = {"decode": decode, "e2b": e2b, "train": train, "memory": memory, "heads": heads, "curriculum": curriculum}
+KINDS = {
+    "decode": decode,
+    "e2b": e2b,
+    "train": train,
+    "memory": memory,
+    "heads": heads,
+    "curriculum": curriculum,
+    "ane": ane,
+}
 
 
 def add_arguments(parser) -> None:

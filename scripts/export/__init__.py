@@ -2,6 +2,7 @@
 
 agp export runs/tiny
 agp export runs/tiny --out heads --room 1024
+agp export runs/mine --weights int8 palette
 agp export runs/mine --past-gates "a demonstration"
 
 The folder holds heads.mlpackage for Core ML, heads.aimodel for Core AI, their manifest (inputs, outputs, thresholds,
@@ -14,6 +15,7 @@ from agp.artifacts import unwritable
 from scripts.asked import some_path
 
 DOCUMENTS, ROOM = 24, 512
+LARGE = 1 << 20  # what is smaller gains nothing: a call has a floor
 
 
 def add_arguments(parser) -> None:
@@ -26,6 +28,17 @@ def add_arguments(parser) -> None:
         "--documents", type=int, default=DOCUMENTS, metavar="N", help=f"held-out texts it is proven on ({DOCUMENTS})"
     )
     parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        choices=("int8", "palette"),
+        metavar="KIND",
+        help="a package beside it whose large weights are int8, or of a palette; its cost stands in the manifest",
+    )
+    parser.add_argument(
+        "--from-bytes", type=int, default=LARGE, metavar="N", help=f"which weights are large ({LARGE:,} bytes)"
+    )
+    parser.add_argument(
         "--past-gates", metavar="WHY", help="export a run whose gates are not passed; kept in the manifest"
     )
 
@@ -36,15 +49,20 @@ def run(args) -> int:
         raise ValueError(f"--out {out} exists already; give a new folder")
     if wrong := unwritable(out.parent):
         raise ValueError(f"--out {out}: {wrong}")
-    for name, value in (("room", args.room), ("documents", args.documents)):
+    for name, value in (("room", args.room), ("documents", args.documents), ("from-bytes", args.from_bytes)):
         if value < 1:
             raise ValueError(f"--{name} is {value}; 1 or more is needed")
-    from export import verify  # coremltools takes a second
+    from export import folder, verify  # coremltools takes a second
+    from export.compress import Smaller
+    from export.cost import told
     from export.folder import CORE_AI, WITHOUT
     from scripts.export.write import Asked, write
 
-    proof = write(Asked(args.run, args.room, args.documents, args.past_gates), out)
+    smaller = [Smaller(kind, args.from_bytes) for kind in dict.fromkeys(args.weights)]
+    proof = write(Asked(args.run, args.room, args.documents, args.past_gates, smaller), out)
     print(verify.told(proof))
+    for kind, cost in folder.manifest(out)["smaller"].items():
+        print(f"{kind:<10} {told(cost)}")
     if not CORE_AI:
         print(f"no heads.aimodel: {WITHOUT}")
     print(out)

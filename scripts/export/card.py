@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from export import verify
+from export import folder, verify
+from export.cost import told
 
 
 def card(manifest: dict[str, Any], verdicts: Sequence[verify.Verdict]) -> str:
@@ -24,6 +25,7 @@ def card(manifest: dict[str, Any], verdicts: Sequence[verify.Verdict]) -> str:
             f"- Concepts: {len(rules['concepts']):,}, by thresholds in manifest.json. Codecs: {codecs}.",
             f"- Gates of the run: {gates}.",
             f"- Content: {manifest['content']}",
+            *(f"- {folder.smaller(kind)}: {told(cost)}." for kind, cost in manifest["smaller"].items()),
             "",
             "| entry | inputs (channels x positions) |",
             "| --- | --- |",

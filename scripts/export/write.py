@@ -11,7 +11,8 @@ from curricula import recipes, runner
 from curricula.features import Features
 from curricula.report.collect import ABOUT, parsed
 from curricula.teacher import teacher
-from export import coreml, decisions, evaluate, folder, judges, program, sample, survey, verify
+from export import blob, coreml, cost, decisions, evaluate, folder, judges, program, sample, survey, verify
+from export.compress import Smaller
 from export.decisions import TIES
 from export.folder import ASSET, CARD, CORE_AI, PACKAGE, SAMPLE, VERIFICATION
 from export.ops import Entry
@@ -32,6 +33,7 @@ class Asked(NamedTuple):
     room: int  # keys of each kind that a program takes
     documents: int
     past_gates: str | None  # why a run is exported whose gates are not passed
+    smaller: list[Smaller]  # packages beside that of half precision
 
 
 def write(asked: Asked, out: Path) -> Proof:
@@ -49,7 +51,7 @@ def write(asked: Asked, out: Path) -> Proof:
 
 
 def made(asked: Asked, gates: dict[str, str], part: Path) -> Proof:
-    steps = Steps(6 + len(origin.PAIRS) + CORE_AI)
+    steps = Steps(6 + len(origin.PAIRS) + CORE_AI + len(asked.smaller))
     with steps("the run's heads"):
         heads = bundle.load(asked.run, teacher(asked.run / "domain").model)
         features = Features(asked.run / "harvest", "test")
@@ -62,11 +64,14 @@ def made(asked: Asked, gates: dict[str, str], part: Path) -> Proof:
     verdicts = [*steps.each("what heads say", compared)]
     with steps("the package"):
         weights = coreml.save(part / PACKAGE, entries, "one")
+        gained(asked.smaller, part / PACKAGE)
     with steps("the asset"):
         content = authored(part / ASSET, entries)
     seen, program_read = Seen(), evaluate.load(part / PACKAGE)
     verdicts += steps.each("what is saved", judges.saved(part, program_read, given, rules, seen))
+    costs = steps.each("smaller weights", (cost.made(part, entries, of, given, rules) for of in asked.smaller))
     manifest = told(asked, part, gates) | {
+        "smaller": dict(zip((of.kind for of in asked.smaller), costs, strict=True)),
         "asset": content,
         "decisions": rules,
         "inputs": {name: {of: list(size) for of, size in entry.inputs.items()} for name, entry in entries.items()},
@@ -83,6 +88,15 @@ def made(asked: Asked, gates: dict[str, str], part: Path) -> Proof:
     folder.write(part, manifest)
     write_bytes(part / CARD, card(manifest, verdicts).encode())
     return proof
+
+
+def gained(smaller: list[Smaller], package: Path) -> None:
+    largest = max(of.bytes for of in blob.blobs(package))
+    if idle := [of for of in smaller if of.least > largest]:
+        raise ValueError(
+            f"--weights {idle[0].kind}: the largest weight of this run has {largest:,} bytes, and only those from "
+            f"{idle[0].least:,} on gain by it; --from-bytes says otherwise"
+        )
 
 
 def states(features: Features, documents: list[int], heads: Bundle) -> dict[str, Any]:

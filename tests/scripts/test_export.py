@@ -15,7 +15,7 @@ from scripts.export import traps
 from tests.curricula.run import smoke
 
 pytestmark = pytest.mark.slow
-SIZE = ("--room", "160", "--documents", "3")
+SIZE = ("--room", "160", "--documents", "3", "--weights", "int8", "--from-bytes", "60000")
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +42,21 @@ def copy(made, tmp_path):
 
 def test_an_export_is_whole_and_proves_itself_again(made, run, capsys):
     assert {path.name for path in made.iterdir()} == {
-        *(folder.PACKAGE, folder.ASSET, folder.SAMPLE, folder.MANIFEST, folder.CARD, folder.VERIFICATION)
+        *(folder.PACKAGE, folder.ASSET, folder.SAMPLE, folder.MANIFEST, folder.CARD, folder.VERIFICATION),
+        folder.smaller("int8"),
     }
     told = json.loads((made / folder.MANIFEST).read_text())
     assert told["outputs"]["many"]["vitality"] == 4 and told["inputs"]["one"]["states"] == [4 * 192, 1]
+    assert len(told["states"]["blocks"]) == 12 and set(told["states"]["taps"]) == {
+        str(tap) for tap in told["decisions"]["taps"]
+    }
+    assert told["smaller"]["int8"]["bytes"] < sum(of.bytes for of in blob.blobs(made / folder.PACKAGE))
+    assert 15 < min(told["smaller"]["int8"]["psnr"].values()) < 60
     assert [of["name"] for of in told["decisions"]["concepts"]] and told["recipe"] == "smoke"
     assert cli.main(["verify", str(made), "--run", str(run)]) == 0
     said = capsys.readouterr().out
-    for name in "package asset sample weights stages thresholds described mlx twins exact half coreai".split():
+    checks = "package asset sample weights inference zeros ranges lint int8 stages thresholds described"
+    for name in f"{checks} mlx twins exact half coreai".split():
         assert any(line.startswith(name) and line.endswith(": ok") for line in said.splitlines()), name
 
 
@@ -72,6 +79,15 @@ def test_a_threshold_that_is_not_the_runs_is_named(copy, run, capsys):
     folder.write(copy, told)  # as it would be of a run that was calibrated again
     assert cli.main(["verify", str(copy), "--run", str(run)]) == 1
     assert "thresholds accept.0.05 is " in capsys.readouterr().out
+
+
+def test_a_turned_bit_of_smaller_weights_is_named(copy, capsys):
+    package = copy / folder.smaller("int8")
+    data = bytearray((package / blob.WEIGHTS).read_bytes())
+    data[blob.blobs(package)[0].offset] ^= 1
+    (package / blob.WEIGHTS).write_bytes(data)
+    assert cli.main(["verify", str(copy)]) == 1
+    assert "int8       its digest is " in capsys.readouterr().out
 
 
 def test_a_turned_bit_of_the_asset_is_named_and_it_is_not_opened(copy, capsys):
@@ -106,6 +122,8 @@ def refused(words, capsys):
 def test_what_the_user_can_mend_is_said_in_one_line(made, run, tmp_path, capsys):
     assert "exists already; give a new folder" in refused([str(run), "--out", str(made)], capsys)
     assert "--room is 0; 1 or more is needed" in refused([str(run), "--room", "0"], capsys)
+    told = refused([str(run), "--weights", "palette", "--out", str(tmp_path / "x")], capsys)
+    assert "--weights palette: the largest weight of this run has " in told
     assert "is no run of a recipe; `agp runs` lists" in refused([str(tmp_path)], capsys)
     assert "the program has room for 4 keys, and each text has more" in refused([str(run), "--room", "4"], capsys)
     assert not (run / "export").exists() and not list(run.glob(".export*"))
