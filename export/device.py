@@ -14,7 +14,6 @@ from coremltools.models.utils import compile_model
 from export.plan import Planned, planned
 
 HERE = sys.platform == "darwin"
-UNITS = ("CPU_ONLY", "CPU_AND_NE", "CPU_AND_GPU", "ALL")
 
 
 class Device:

@@ -1,17 +1,19 @@
 """Who says what a package should say, each by means of its own: numpy in two arithmetics, and Apple's runtime."""
 
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from export import evaluate, inference, lint
-from export.folder import ASSET, CORE_AI, Check
+from export import device, evaluate, inference, lint
+from export.folder import ASSET, CORE_AI, PACKAGE, Check
 from export.ops import Entry, Plain
 from export.ranges import MOST, Seen
 from export.sample import Part
-from export.verify import Run, Verdict, compare
+from export.verify import DEVICE, Run, Verdict, compare
 
 
 def by_description(entries: Mapping[str, Entry]) -> Run:
@@ -37,6 +39,17 @@ def saved(
         if asset.whole(folder / ASSET):
             with asset.opened(folder / ASSET) as run:
                 yield compare("coreai", run, parts, rules)
+    if device.HERE:
+        yield from on_device(folder, parts, rules, device.Mac())
+
+
+def on_device(folder: Path, parts: Mapping[str, Part], rules: Mapping[str, Any], machine: Any) -> Iterator[Verdict]:
+    """What this Mac predicts, on each of its compute units."""
+    with TemporaryDirectory() as home:
+        compiled = machine.compile(folder / PACKAGE, Path(home))
+        for unit in DEVICE:
+            opened = cache(partial(machine.open, compiled, unit=unit))
+            yield compare(unit, lambda entry, feed, opened=opened: opened(entry)(feed), parts, rules)
 
 
 def checks(program: Any, parts: Mapping[str, Part], inputs: Mapping[str, Any], seen: Seen) -> list[Check]:

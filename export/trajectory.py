@@ -43,9 +43,11 @@ def glance(o: Ops, head: glimpse.Head, state: Columns, gain: np.ndarray) -> Colu
     others = o.add(apart(most, first), o.unary("log", shares))
     others = o.add(o.softplus(o.sub(others, math.log(LEAST))), math.log(LEAST))
     whole, gap = o.softplus(others), apart(first, second)
-    missed = o.reduce("sum", o.mul(share(logits, first), apart(first, logits)))
-    missed = o.add(missed, o.mul(share(rest, first), apart(first, alone)))
-    entropy = o.add(whole, o.mul(missed, o.unary("exp", o.mul(whole, -1.0))))
+    part = lambda x: o.unary(
+        "exp", o.sub(apart(x, first), whole)
+    )  # of the whole: all others may be 65,504 times the first
+    missed = o.reduce("sum", o.mul(part(logits), apart(first, logits)))
+    entropy = o.add(whole, o.add(missed, o.mul(part(rest), apart(first, alone))))
     sure, lead = o.mul(whole, -1.0), o.binary("minimum", gap, head.config.clear)
     return o.concat([sure, o.sub(others, whole), gap, entropy, o.mul(o.add(height, first), cap), lead])
 

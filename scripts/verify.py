@@ -28,14 +28,17 @@ def run(args) -> int:
 
 
 def judged(where: Path, run: Path | None) -> Any:
-    from export import cost, evaluate, folder, judges, sample
+    from export import cost, device, evaluate, folder, judges, sample, verify
     from export.ranges import Seen
     from export.verify import Proof
     from scripts.export import again
     from scripts.steps import Steps
 
     given, seen, checks, verdicts = folder.manifest(where), Seen(), [], []
-    steps = Steps(4 + len(given["smaller"]) + (run is not None) + (given["asset"] is not None and folder.CORE_AI))
+    units = len(verify.DEVICE) if device.HERE else 0
+    steps = Steps(
+        4 + len(given["smaller"]) + (run is not None) + (given["asset"] is not None and folder.CORE_AI) + units
+    )
     with steps("digests"):
         checks += folder.checks(where, given)
     if run is not None:

@@ -76,7 +76,8 @@ def expected(sizes: Mapping[str, int]) -> str:
 
 
 def measured(package: Path, feeds: Mapping[str, Sequence[Any]], machine: Any, calls: int) -> dict[str, Any]:
-    from export import device, floors
+    from export import floors
+    from export.verify import DEVICE
 
     chip = floors.chip(machine.brand())
     found: dict[str, Any] = {
@@ -87,13 +88,13 @@ def measured(package: Path, feeds: Mapping[str, Sequence[Any]], machine: Any, ca
         "plans": [],
     }
     with tempfile.TemporaryDirectory() as home:
-        steps = Steps(1 + len(feeds) * len(device.UNITS))
+        steps = Steps(1 + len(feeds) * len(DEVICE))
         with steps("compiling"):
             began = time.perf_counter()
             compiled = machine.compile(package, Path(home))
             found["compile_seconds"] = time.perf_counter() - began
         for entry, given in feeds.items():
-            for unit in device.UNITS:
+            for unit in DEVICE:
                 with steps(f"{entry} on {unit}"):
                     found["rows"].append(timed(machine, compiled, entry, unit, given, calls))
                     found["plans"] += [of._asdict() | {"unit": unit} for of in machine.plan(compiled, entry, unit)]

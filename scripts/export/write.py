@@ -11,7 +11,7 @@ from curricula import recipes, runner
 from curricula.features import Features
 from curricula.report.collect import ABOUT, parsed
 from curricula.teacher import teacher
-from export import blob, coreml, cost, decisions, evaluate, folder, judges, program, sample, survey, verify
+from export import blob, coreml, cost, decisions, device, evaluate, folder, judges, program, sample, survey, verify
 from export.compress import Smaller
 from export.decisions import TIES
 from export.folder import ASSET, CARD, CORE_AI, PACKAGE, SAMPLE, VERIFICATION
@@ -51,7 +51,8 @@ def write(asked: Asked, out: Path) -> Proof:
 
 
 def made(asked: Asked, gates: dict[str, str], part: Path) -> Proof:
-    steps = Steps(6 + len(origin.PAIRS) + CORE_AI + len(asked.smaller))
+    units = len(verify.DEVICE) if device.HERE else 0
+    steps = Steps(6 + len(origin.PAIRS) + CORE_AI + units + len(asked.smaller))
     with steps("the run's heads"):
         heads = bundle.load(asked.run, teacher(asked.run / "domain").model)
         features = Features(asked.run / "harvest", "test")

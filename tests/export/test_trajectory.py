@@ -6,8 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from export import coreml, evaluate
 from export import trajectory as described
-from export.ops import Plain
+from export.ops import Entry, Plain
 from heads import glimpse
 from heads.trajectory import Config, Head, Seen
 from tests.export.columns import columns, rows
@@ -42,6 +43,19 @@ def test_a_glance_says_the_same_facts(made):
             ours = rows(described.glance(Plain(), made.glance, columns(size * states), gain))
             theirs = np.array(made.glance(mx.array(normed * gain, mx.float32)).facts)
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=3e-4)
+
+
+def test_of_a_state_that_says_nothing_a_whole_vocabulary_does_not_overflow(tmp_path):
+    """All others are then 65,504 times as likely as the first choice, and more."""
+    head = glimpse.Head(glimpse.Config(count=40, others=260_000, dim=32, cap=30.0, clear=1.0))
+    head.rows, head.rest = mx.random.normal((40, 32)), mx.zeros(32)
+    gain = np.ones(32)
+    entry = Entry({"x": (32, 8)}, lambda o, given: {"facts": described.glance(o, head, given["x"], gain)})
+    coreml.save(tmp_path / "glance.mlpackage", {"main": entry}, "main")
+    feed = {"x": np.zeros((1, 32, 1, 8), np.float16)}
+    found = evaluate.run(evaluate.load(tmp_path / "glance.mlpackage"), "main", feed, exact=False)["facts"]
+    wanted = entry.describe(Plain(), {"x": np.zeros((1, 32, 1, 8))})["facts"]
+    np.testing.assert_allclose(found, wanted, atol=0.02, rtol=2e-3)
 
 
 @pytest.mark.parametrize("count", [1, 64])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from export import decisions, verify
+from export import decisions, judges, verify
 from export.ranges import Seen
 from export.sample import Part, load, save
 
@@ -116,6 +116,28 @@ def test_in_a_tie_a_decision_may_turn_and_what_hangs_on_it_is_not_held_against_t
         "latents": 2,
         "size 4x": 1,
     }
+
+
+class Machine:
+    """A Mac on which one unit is worse than the others."""
+
+    def __init__(self, part):
+        self.part, self.opened = part, []
+
+    def compile(self, package, folder):
+        return folder / "heads.mlmodelc"
+
+    def open(self, compiled, entry, unit):
+        self.opened.append((entry, unit))
+        off = 0.05 if unit == "CPU_AND_NE" else 0.0
+        return lambda feed: {name: (x + off).T[None, :, None] for name, x in self.part.said.items()}
+
+
+def test_on_a_mac_each_unit_is_a_pair_of_its_own(tmp_path):
+    machine = Machine(truth()._replace(feeds=[{}], counts=[N]))
+    found = list(judges.on_device(tmp_path, {"many": machine.part}, RULES, machine))
+    assert {of.pair: of.passed for of in found} == {unit: unit != "CPU_AND_NE" for unit in verify.DEVICE}
+    assert machine.opened == [("many", unit) for unit in verify.DEVICE]
 
 
 def test_other_outputs_than_were_described_are_an_error():

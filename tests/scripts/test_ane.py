@@ -9,6 +9,7 @@ import pytest
 from agp.figures import entries
 from export import device
 from export.plan import planned
+from export.verify import DEVICE
 from scripts import cli
 from scripts.bench import ane
 from tests.export.test_latency import Sleeps
@@ -43,17 +44,17 @@ def found(monkeypatch):
     monkeypatch.setattr(ane, "PACED", (1, 5, 0.01))
     machine = Machine()
     found = ane.measured(Path("heads.mlpackage"), FEEDS, machine, 20)
-    assert machine.opened == [(entry, unit) for entry in FEEDS for unit in device.UNITS]
+    assert machine.opened == [(entry, unit) for entry in FEEDS for unit in DEVICE]
     return found
 
 
 def test_every_entry_on_every_unit_is_timed_with_its_first_call_apart(found):
-    assert [(row["entry"], row["unit"]) for row in found["rows"]] == [(e, u) for e in FEEDS for u in device.UNITS]
+    assert [(row["entry"], row["unit"]) for row in found["rows"]] == [(e, u) for e in FEEDS for u in DEVICE]
     for row in found["rows"]:
         sleeps = 1e3 * SECONDS[row["unit"]]
         assert row["first_seconds"] > 0.02 and row["caller"]["calls"] == 20 and row["paced_caller"]["calls"] == 5
         assert row["caller"]["p50"] >= sleeps and row["framework"]["p50"] == pytest.approx(sleeps / 2)
-    assert found["floor_ms"] == 0.095 and len(found["plans"]) == 4 * len(device.UNITS)
+    assert found["floor_ms"] == 0.095 and len(found["plans"]) == 4 * len(DEVICE)
 
 
 def test_a_table_and_a_result_with_its_goal(found, tmp_path, capsys):
