@@ -29,6 +29,8 @@ prove: $(READY)
 	$(BIN)/agp train
 	$(BIN)/agp bench heads
 	$(BIN)/agp bench curriculum
+	$(BIN)/agp train tiny3n
+	$(BIN)/agp bench export
 	$(BIN)/agp figures --check
 
 lint: $(READY)

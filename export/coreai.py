@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import coreai.authoring as ca
 import numpy as np
+from coreai.authoring.constant import constant
 
 from export.ops import Columns, Entry, Ops, Plain, column
 
@@ -21,8 +22,11 @@ REDUCE = {"max": ca.reduce_max, "sum": ca.reduce_sum}
 
 
 class Authored(Ops):
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[np.ndarray, Columns]] = {}  # a matrix that is used again is stored once
+
     def conv(self, x: Columns, weight: np.ndarray, bias: np.ndarray | None = None) -> Columns:
-        kernel = single(weight.reshape(*weight.shape[:2], 1, -1))
+        _, kernel = self.kept.get(id(weight)) or self.kept.setdefault(id(weight), (weight, stored(weight)))
         found = ca.conv2d(x, kernel, whole(1, 1), whole(1, 1), np.array(1, np.int32))
         return found if bias is None else self.add(found, bias)
 
@@ -76,6 +80,10 @@ class Authored(Ops):
 
     def shape(self, x: Columns) -> tuple[int, int]:
         return x.type.shape[1], x.type.shape[3]
+
+
+def stored(weight: np.ndarray) -> Columns:
+    return constant(single(weight.reshape(*weight.shape[:2], 1, -1)))
 
 
 def single(y: Any) -> Any:

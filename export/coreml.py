@@ -40,9 +40,10 @@ class Mil(Ops):
     def __init__(self, smaller: Smaller | None = None) -> None:
         self.weights: set[str] = set()  # digests of all arrays that were handed over
         self.smaller = smaller
+        self.kept: dict[int, tuple[np.ndarray, Any]] = {}  # a matrix that is used again is stored once
 
     def conv(self, x: Columns, weight: np.ndarray, bias: np.ndarray | None = None) -> Columns:
-        kernel = self.kernel(weight.reshape(*weight.shape[:2], 1, -1))
+        _, kernel = self.kept.get(id(weight)) or self.kept.setdefault(id(weight), (weight, self.kernel(weight)))
         more = {} if bias is None else {"bias": self.half(bias).reshape(-1)}
         return mb.conv(x=x, weight=kernel, pad_type="valid", **more)
 
@@ -100,9 +101,9 @@ class Mil(Ops):
 
     def kernel(self, weight: np.ndarray) -> Any:
         """Where it is large enough to gain by it, in fewer bits."""
-        stored = held(weight)
+        stored = held(weight.reshape(*weight.shape[:2], 1, -1))
         if self.smaller is None or not self.smaller.takes(stored):
-            return self.told(stored)
+            return mb.const(val=self.told(stored))
         less = KINDS[self.smaller.kind](stored)
         for part in less.parts:
             self.told(part)

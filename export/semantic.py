@@ -21,7 +21,7 @@ def code(o: Ops, head: Head, states: Columns) -> tuple[Columns | None, Columns]:
     count = len(limits)
     scores = o.conv(seen, numbers(head.naming.weight), numbers(head.naming.bias)) if count else None
     named = None if scores is None else o.above(scores, limits, "concepts")
-    free, values, left = None, None, o.sub(seen, numbers(head.mean))
+    free, values, left, back = None, None, o.sub(seen, numbers(head.mean)), atoms.T
     for step in range(head.config.picks + head.config.settle):
         along = o.conv(left, atoms)
         if step < head.config.picks:
@@ -31,7 +31,7 @@ def code(o: Ops, head: Head, states: Columns) -> tuple[Columns | None, Columns]:
         slope = o.mul(along, active)
         steep = o.reduce("max", o.binary("maximum", slope, o.mul(slope, -1.0)))
         slope = o.binary("div", slope, o.binary("maximum", steep, LEAST))
-        moved = o.conv(slope, atoms.T)
+        moved = o.conv(slope, back)
         below = o.binary("maximum", o.reduce("sum", o.mul(moved, moved)), LEAST)
         stride = o.mul(steep, o.binary("div", o.reduce("sum", o.mul(slope, slope)), below))
         far = o.mul(slope, stride)
