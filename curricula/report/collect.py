@@ -9,7 +9,7 @@ from agp.artifacts import digest
 from agp.train import METRICS
 from curricula import runner
 
-ABOUT, PLOTS = "recipe.json", "plots.json"
+ABOUT, PLOTS, ENGINE = "recipe.json", "plots.json", "export/ane.json"
 
 
 class Made(NamedTuple):
@@ -27,6 +27,7 @@ class Run(NamedTuple):
     recipe: str
     stages: dict[str, Made]
     damages: list[str]
+    engine: dict[str, Any] | None = None  # what was measured of its export on a Mac
 
     def metrics(self, stage: str) -> dict[str, Any]:
         return self.stages[stage].manifest["metrics"]
@@ -47,7 +48,8 @@ def run_in(root: Path) -> Run:
     if not isinstance(names, list):
         names = sorted(path.parent.name for path in root.glob(f"*/{runner.MANIFEST}"))
     stages = {name: made_in(root / name, damages) for name in map(str, names)}
-    return Run(root.resolve().name, str(about.get("recipe", "unknown")), stages, damages)
+    engine = parsed(root / ENGINE, damages) if (root / ENGINE).exists() else None
+    return Run(root.resolve().name, str(about.get("recipe", "unknown")), stages, damages, engine)
 
 
 def made_in(out: Path, damages: list[str]) -> Made:

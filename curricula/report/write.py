@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from agp.figures import Entry
 from curricula import runner
-from curricula.report import early, parts, shortfalls, whole
+from curricula.report import early, engine, parts, shortfalls, whole
 from curricula.report.collect import Run, run_in
 from curricula.report.page import Html, bullets, joined, page, section, tag
 
@@ -16,7 +16,7 @@ class Section(NamedTuple):
     key: str
     stage: str | None  # that it is about
     drawn: bool  # whether it needs what the stage left to be drawn
-    of: Callable[[Run, str], Html]
+    of: Callable[[Run, str], Html | None]  # None: there is nothing to be told
 
 
 SECTIONS = (
@@ -31,6 +31,7 @@ SECTIONS = (
     Section("Depth mixing", "mixing", "depth", True, parts.mixing),
     Section("Bytes against agreement", "frontier", "transfer", True, parts.frontier),
     Section("Thresholds by risk", "thresholds", "calibrate", False, early.thresholds),
+    Section("On the Neural Engine", "engine", None, False, engine.engine),
     Section("Where time and memory went", "times", None, False, whole.times),
 )
 FIGURES = "Figures in results/"
@@ -67,9 +68,10 @@ def sections(run: Run, key: str) -> tuple[dict[str, Html], dict[str, str]]:
             continue
         name = f"{key}-{of.key}"
         try:
-            shown[of.key] = section(of.title, name, of.of(run, f"{name}-plot"))
+            if (body := of.of(run, f"{name}-plot")) is not None:
+                shown[of.key] = section(of.title, name, body)
         except KeyError as e:
-            missing[of.title] = f"{of.stage or 'a stage'} says nothing of {e}: another AGP made it"
+            missing[of.title] = f"{of.stage or 'what was measured'} says nothing of {e}: another AGP made it"
     return shown, missing
 
 

@@ -15,10 +15,12 @@ from agp.figures import Entry
 from curricula import recipes, runner
 from curricula.against import COMPARED
 from curricula.report import page, plots
-from curricula.report.collect import ABOUT, run_in
+from curricula.report.collect import ABOUT, ENGINE, run_in
 from curricula.report.shortfalls import PUBLIC, shortfalls
 from curricula.report.write import SECTIONS, written
+from scripts.bench import ane
 from tests.curricula.run import smoke
+from tests.scripts.test_ane import Machine
 
 ENTRIES = [
     Entry("decode.ratio", 0.9, [0.8, 1.0], ">= 1", "agp bench decode", True),
@@ -35,7 +37,16 @@ def given(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs") / "smoke"
     shutil.copytree(smoke(), root)
     write_json(root / ABOUT, {"recipe": "smoke", "stages": [stage.name for stage in recipes.stages(recipes.smoke())]})
+    (root / "export").mkdir()
+    write_json(root / ENGINE, measured())
     return root
+
+
+def measured():
+    """As `agp bench ane` leaves it, on a machine that stands in for a Mac."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ane, "BACK", (0, 3, 0.0))
+        return ane.measured(Path("heads.mlpackage"), {"one": ["a"], "many": ["b"]}, Machine(), 3)
 
 
 @pytest.fixture
@@ -115,10 +126,29 @@ def test_every_section_is_there_and_says_what_to_look_for(whole):
         part = whole.split(f'id="run1-{of.key}">{of.title}<')[1].partition("</section>")[0]
         assert part.count("Look for:") == 1 and ("<svg" in part or "<table" in part)
     assert "Not on this page" not in whole and "Damaged" not in whole
-    plotted = {"losses": 14, "lens": 1, "reliability": 4, "coverage": 4, "vitality": 4, "frontier": 1, "times": 2}
+    plotted = {
+        "losses": 14,
+        "lens": 1,
+        "reliability": 4,
+        "coverage": 4,
+        "vitality": 4,
+        "frontier": 1,
+        "times": 2,
+        "engine": 2,
+    }
     for key, count in plotted.items():
         part = whole.split(f'aria-labelledby="run1-{key}"')[1].partition("</section>")[0]
         assert part.count('role="img"') == count
+
+
+def test_what_nobody_measured_on_a_mac_is_not_missed_and_what_is_odd_is_named(made):
+    write_json(made / ENGINE, {"rows": []})
+    assert (
+        "On the Neural Engine: what was measured says nothing of &#x27;floor_ms&#x27;" in written([made], []).decode()
+    )
+    (made / ENGINE).unlink()
+    said = written([made], []).decode()
+    assert "Neural Engine" not in said and "Not on this page" not in said
 
 
 def test_the_page_is_sound_and_can_be_read_without_eyes_or_a_mouse(whole):
