@@ -59,13 +59,11 @@ print(asset.content(Path("again.aimodel")))
 
 
 def test_equal_assets_have_equal_digests_in_other_processes(tmp_path):
-    found = set()
-    for seed in "12":
-        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.getcwd()}
-        done = subprocess.run([sys.executable, "-c", AGAIN], env=env, cwd=tmp_path, capture_output=True, text=True)
-        assert not done.returncode, done.stderr
-        found.add(done.stdout.split()[-1])
-    assert len(found) == 1
+    coreai.save(tmp_path / "one.aimodel", {"main": ENTRY})
+    env = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", AGAIN], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert done.stdout.split()[-1] == asset.content(tmp_path / "one.aimodel")
 
 
 def test_another_weight_is_another_digest(tmp_path):

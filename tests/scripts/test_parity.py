@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from scripts import cli, parity
 from tests.parity.conftest import row
 
@@ -16,6 +18,7 @@ def test_what_is_absent_is_said(tmp_path, monkeypatch, capsys):
     assert "agp parity runs from a checkout" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_was_compared_is_shown_by_file():
     command = [sys.executable, "-m", "pytest", "-q", "-n", "1", "tests/parity/test_heads.py", "-k", "glance"]
     done = subprocess.run(command, cwd=parity.ROOT, capture_output=True, text=True)
