@@ -3,17 +3,10 @@
 import numpy as np
 import pytest
 
-from export import coreml, evaluate
+from export import evaluate
 from export.ops import Plain
 from tests.export import operations
-from tests.export.operations import ENTRY, INPUTS, described
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    path = tmp_path_factory.mktemp("package") / "each.mlpackage"
-    coreml.save(path, {"main": ENTRY}, "main")
-    return evaluate.load(path)
+from tests.export.operations import INPUTS, described
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,9 @@
 import numpy as np
 import pytest
 
-from export import coreml, evaluate, inference
+from export import evaluate, inference
 from export.sample import Part
 from tests.export import operations
-from tests.export.operations import ENTRY
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    path = tmp_path_factory.mktemp("package") / "each.mlpackage"
-    coreml.save(path, {"main": ENTRY}, "main")
-    return evaluate.load(path)
 
 
 @pytest.fixture(scope="module")
