@@ -15,9 +15,10 @@ import coreai.authoring as ca
 import numpy as np
 from coreai.runtime import NDArray
 
+from export.folder import AUTHORED
 from export.verify import Run
 
-PROGRAM, HASH = "main.mlirb", "main.hash"
+PROGRAM, HASH = AUTHORED
 
 
 def whole(asset: Path) -> bool:

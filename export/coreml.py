@@ -14,6 +14,7 @@ from coremltools.converters.mil import Builder
 from coremltools.converters.mil.mil import Function, Program, types
 from coremltools.models.utils import MultiFunctionDescriptor, save_multifunction
 from coremltools.proto import Model_pb2
+from google.protobuf.message import DecodeError
 
 from export import blob
 from export.compress import KINDS, Smaller
@@ -169,7 +170,10 @@ def content(package: Path) -> str:
     In place of where a weight lies stands its own digest: in which order they were written says nothing.
     """
     spec: Any = Model_pb2.Model()  # type: ignore[attr-defined]
-    spec.ParseFromString((package / MODEL).read_bytes())
+    try:
+        spec.ParseFromString((package / MODEL).read_bytes())
+    except DecodeError as e:
+        raise ValueError(f"{package / MODEL} cannot be read: it was cut short, or changed") from e
     spec.description.ClearField("metadata")
     weights = {of.begin: of.sha256 for of in blob.blobs(package)}
     for function in spec.mlProgram.functions.values():

@@ -12,6 +12,7 @@ from export import blob, coreml
 
 PACKAGE, ASSET, SAMPLE, MANIFEST = "heads.mlpackage", "heads.aimodel", "sample.safetensors", "manifest.json"
 CARD, VERIFICATION = "card.md", "verification.json"
+AUTHORED = ("main.mlirb", "main.hash")
 LAYOUT = 1  # of what a manifest says
 CORE_AI = find_spec("coreai") is not None
 WITHOUT = "coreai-core is not installed; where it can be, `pip install 'agp[coreai]'` does so"
@@ -55,7 +56,16 @@ def manifest(folder: Path) -> dict[str, Any]:
     if (sound := digest_of(found)) != found.get("digest"):
         known = shown(str(found.get("digest")))[:12]
         raise ValueError(f"{path} was changed: its digest is {sound[:12]} and it says {known}; export the run again")
+    if absent := [part for part in parts(found) if not (folder / part).is_file()]:
+        raise ValueError(f"{folder} has no {absent[0]}; export the run again")
     return found
+
+
+def parts(told: dict[str, Any]) -> list[Path]:
+    """Files without which nothing can be said of an export."""
+    packages = [PACKAGE, *map(smaller, told["smaller"])]
+    found = [Path(package) / file for package in packages for file in (coreml.MODEL, blob.WEIGHTS)]
+    return [*found, Path(SAMPLE), *(Path(ASSET) / file for file in AUTHORED if told["asset"] is not None)]
 
 
 def checks(folder: Path, given: dict[str, Any]) -> list[Check]:

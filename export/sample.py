@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from agp.artifacts import write_safetensors
+from agp.models.tensors import shown
 from export.ops import Entry, Margins
 
 LARGEST = 1 << 31  # bytes of a file that is read whole
@@ -62,7 +63,10 @@ def load(path: Path) -> dict[str, Part]:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a sample has {LARGEST:,} at most")
     found: dict[str, Part] = {}
-    stored: Any = mx.load(str(path))
+    try:
+        stored: Any = mx.load(str(path))
+    except RuntimeError as e:
+        raise ValueError(f"{path} cannot be read: {shown(str(e))}") from e
     arrays = {name: np.array(x) for name, x in stored.items()}
     for name in sorted(arrays):
         if name.endswith("/counts"):

@@ -16,6 +16,8 @@ from scripts.export.parts import chosen
 
 
 def asked(run: Path, manifest: dict[str, Any]) -> tuple[list[Check], list[Verdict]]:
+    if absent := [stage for stage in manifest["stages"] if not (run / stage / runner.MANIFEST).is_file()]:
+        raise ValueError(f"--run {run} is not the run that this was made of: it has no stage {absent[0]}")
     stages = {stage: runner.read(run / stage)["digest"] for stage in manifest["stages"]}
     heads = bundle.load(run, teacher(run / "domain").model)
     entries, rules = program.entries(heads, manifest["room"]), decisions.rules(heads)

@@ -108,6 +108,26 @@ def test_equal_exports_have_equal_digests_in_other_processes(made, run, tmp_path
     assert differ <= {"made"}
 
 
+BROKEN = {
+    "heads.mlpackage/Data/com.apple.CoreML/model.mlmodel": "model.mlmodel cannot be read: it was cut short, or changed",
+    "heads.mlpackage/Data/com.apple.CoreML/weights/weight.bin": "no weight begins, where one should",
+    "sample.safetensors": "sample.safetensors cannot be read: ",
+    "manifest.json": "manifest.json cannot be read: ",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_was_cut_short_or_is_absent_is_said_in_one_line(name, copy, capsys):
+    os.truncate(copy / name, 1000)
+    assert cli.main(["verify", str(copy)]) == 2
+    assert BROKEN[name] in capsys.readouterr().err
+    (copy / name).unlink()
+    assert cli.main(["verify", str(copy)]) == 2
+    assert (
+        f"has no {name}; export the run again" in (said := capsys.readouterr().err) or "holds no manifest.json" in said
+    )
+
+
 @pytest.mark.parametrize("trap", traps.TRAPS, ids=lambda trap: trap.name)
 def test_every_known_trap_is_caught_by_name(trap, made, run):
     found = traps.caught(trap, made, run)
@@ -129,6 +149,8 @@ def test_what_the_user_can_mend_is_said_in_one_line(made, run, tmp_path, capsys)
     assert not (run / "export").exists() and not list(run.glob(".export*"))
     assert cli.main(["verify", str(run)]) == 2
     assert "holds no manifest.json; `agp export RUN` makes such a folder" in capsys.readouterr().err
+    assert cli.main(["verify", str(made), "--run", str(tmp_path)]) == 2
+    assert "is not the run that this was made of: it has no stage rows" in capsys.readouterr().err
 
 
 def test_a_run_whose_gates_are_not_passed_is_exported_for_a_reason_alone(run, tmp_path, capsys):
