@@ -22,6 +22,7 @@ from curricula.stages.depth import midway
 from export import asset, blob, coreai, coreml, decisions, depth, judges, program, sample
 from export.program import MANY, columns
 from export.ranges import Seen
+from export.verify import Verdict, turned
 from heads import glimpse, semantic, trajectory, transfer
 from heads.bundle import DECISIONS, Bundle
 from heads.codec import Integers, Raw
@@ -34,6 +35,7 @@ RECIPES = {"gemma4_e2b": "D 1536", "gemma3n_e2b": "D 2048, four streams"}
 DICTIONARY, CONCEPTS, ROOM = 16_384, 64, 512
 PICKED = 3.3  # of standard deviations: some 8 free latents at a pick
 BULK, PEAKS, SMALL = 3.0, 130.0, 0.02  # of published states, and of weights
+ONES = 16  # single positions
 SEED = 0
 
 
@@ -127,6 +129,12 @@ def feed(heads: Bundle, rng: np.random.Generator, count: int, shapes: dict[str, 
     return found
 
 
+def told(of: Verdict) -> dict[str, Any]:
+    """Of every output how near it is."""
+    near = {f"{one.entry} {one.name}": round(one.psnr, 1) for one in sorted(of.outputs, key=lambda one: one.psnr)}
+    return {"passed": of.passed, "error": of.worst.error, "psnr": near, "decisions": turned(of.changes)}
+
+
 def proven(recipe: str) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     steps, out = Steps(7), Path(tempfile.mkdtemp(prefix="agp-real-"))
@@ -142,8 +150,10 @@ def proven(recipe: str) -> dict[str, Any]:
     def described():
         shapes = {name: dict(entries[name].inputs) for name in ("many", "one")}
         found = {
-            name: sample.described(entries[name], [feed(heads, rng, count, shapes[name])], [count])
-            for name, count in (("many", MANY), ("one", 1))
+            name: sample.described(
+                entries[name], [feed(heads, rng, count, shapes[name]) for _ in range(times)], [count] * times
+            )
+            for name, count, times in (("many", MANY, 1), ("one", 1, ONES))
         }
         given, told = states(rng, heads.plain.config.width, MANY), rng.normal(size=(MANY, shapes["one"]["told"][0]))
         given, told = (mx.array(of.astype(np.float32)) for of in (given, told))
@@ -168,6 +178,6 @@ def proven(recipe: str) -> dict[str, Any]:
         "peak_bytes": peak,
         "package_bytes": sum(of.bytes for of in blob.blobs(out / "heads.mlpackage")),
         "asset_bytes": (out / "heads.aimodel" / asset.PROGRAM).stat().st_size,
-        "pairs": {of.pair: of.worst._asdict() | {"passed": of.passed} for of in verdicts},
+        "pairs": {of.pair: told(of) for of in verdicts},
         "checks": {of.name: of.told if of.passed else f"FAIL {of.told}" for of in checks},
     }
