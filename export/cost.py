@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from export import blob, coreml, evaluate, folder, verify
 from export.compress import Smaller
 from export.folder import Check
@@ -30,9 +32,13 @@ def asked(package: Path, parts: Mapping[str, Part], rules: Mapping[str, Any]) ->
     program = evaluate.load(package)
     run: verify.Run = lambda entry, feed: evaluate.run(program, entry, feed, exact=False)
     outputs, _, changes = verify.measured(run, parts, rules)
+    if odd := [f"{of.entry} {of.name}" for of in outputs if not np.isfinite(of.error)]:
+        raise ValueError(f"{package.name} says no number: {', '.join(odd)}")
     return {
         "bytes": sum(of.bytes for of in blob.blobs(package)),
-        "psnr": {f"{of.entry} {of.name}": round(of.psnr, 2) for of in sorted(outputs, key=lambda of: of.psnr)},
+        "psnr": {
+            f"{of.entry} {of.name}": round(of.psnr, 2) for of in sorted(outputs, key=lambda of: of.psnr) if of.positions
+        },
         "decisions": {name: of._asdict() for name, of in changes.items() if of.changed},
         "asked": sum(of.decisions for of in changes.values()),
     }

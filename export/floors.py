@@ -6,7 +6,7 @@ directly; Core ML adds to that, two to four times as much for small programs.
 
 from typing import NamedTuple
 
-CORE_ML = (2.0, 4.0)  # times the floor
+CORE_ML = 4.0  # times the floor, at most
 
 
 class Chip(NamedTuple):
@@ -30,7 +30,7 @@ def expected(size: int) -> list[Expected]:
     found = []
     for name, (floor, rate) in CHIPS.items():
         reading = size / rate / 1e6
-        found.append(Expected(name, floor, reading, floor + reading, CORE_ML[1] * floor + reading))
+        found.append(Expected(name, floor, reading, floor + reading, CORE_ML * floor + reading))
     return found
 
 

@@ -83,7 +83,7 @@ def checks(folder: Path, given: dict[str, Any]) -> list[Check]:
 
 def authored(place: Path, known: str | None) -> Check:
     if known is None:
-        return Check("asset", f"there is none: {WITHOUT}", not place.exists())
+        return Check("asset", "none was made, for coreai-core was not there", not place.exists())
     if not CORE_AI:
         return Check("asset", f"is left out: {WITHOUT}", True)
     from export import asset
