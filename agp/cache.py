@@ -17,18 +17,19 @@ class KV(NamedTuple):
 
 
 class LayerCache:
-    def __init__(self, window: int | None = None):
+    def __init__(self, window: int | None = None, slack: int = 0):
         self.window = window
+        self.kept = None if window is None else window + slack  # the newest, this one included
         self.offset = 0  # tokens seen
         self._start = self._end = 0  # the part of the buffer that the newest tokens may attend to
         self._buffer: KV | None = None
 
     def extend(self, keys: mx.array, values: mx.array) -> KV:
-        """Append, and return all that the new tokens may attend to: at most window - 1 tokens before the first."""
+        """Append, and return all that the new tokens may attend to: at most `kept` - 1 tokens before the first."""
         new = keys.shape[2]
-        if self.window is not None:
-            self._start = max(self._start, self._end - self.window + 1)
-        if self.window is not None and new > STEP:
+        if self.kept is not None:
+            self._start = max(self._start, self._end - self.kept + 1)
+        if self.kept is not None and new > STEP:
             return self._replace(keys, values)
         self._make_room(keys, values, new)
         buffer = self._buffer
@@ -56,8 +57,8 @@ class LayerCache:
             self.offset = self._start = self._end = 0
             return
         self._end, self.offset = self._end - count, self.offset - count
-        needed = 0 if self.window is None else max(0, self.offset - self.window + 1)
-        self._start = max(0, needed - (self.offset - self._end))
+        first = 0 if self.kept is None else max(0, self.offset - self.kept + 1)
+        self._start = max(0, first - (self.offset - self._end))
 
     def _replace(self, keys: mx.array, values: mx.array) -> KV:
         """A chunk longer than the room: attend over all of it, keep no more than the window."""
@@ -65,7 +66,7 @@ class LayerCache:
         if self._buffer is not None:
             seen = KV(*(mx.concatenate([a, b], axis=2) for a, b in zip(self.held(), seen, strict=True)))
         self.offset += keys.shape[2]
-        self._start, self._end = 0, min(seen.keys.shape[2], self.window - 1)
+        self._start, self._end = 0, min(seen.keys.shape[2], self.kept - 1)
         self._buffer = KV(*(a[:, :, a.shape[2] - self._end :] for a in seen))
         return seen
 
@@ -80,6 +81,10 @@ class LayerCache:
                 to[:, :, :kept] = have
         self._buffer, self._start, self._end = fresh, 0, kept
 
+    def put(self, held: KV, offset: int) -> None:
+        """Instead of all that was there: the newest of `offset` tokens."""
+        self._buffer, self._start, self._end, self.offset = held, 0, held.keys.shape[2], offset
+
     @property
     def arrays(self) -> list[mx.array]:
         return list(self._buffer or ())
@@ -92,9 +97,9 @@ class LayerCache:
 class Cache:
     """All layers of one model; `owner` ties it to that model, so that another model's cache is refused."""
 
-    def __init__(self, windows: list[int | None], owner: object):
-        self.layers = [LayerCache(window) for window in windows]
-        self.owner = owner
+    def __init__(self, windows: list[int | None], owner: object, slack: int = 0):
+        self.layers = [LayerCache(window, slack) for window in windows]
+        self.owner, self.slack = owner, slack
         self.pad: mx.array | None = None  # B: how many tokens on the left of each row are padding
 
     @property

@@ -18,7 +18,8 @@ from agp.models.tensors import shown
 
 CPU = mx.default_device() == mx.cpu
 
-Angles = tuple[mx.array, mx.array]  # cosines and sines, L K/2
+Angles = tuple[mx.array, mx.array]  # cosines and sines, L K/2; or B 1 L K/2, where each row has places of its own
+Start = int | mx.array  # of the first position: of all rows, or of each, B
 
 
 class RMSNorm(nn.RMSNorm):
@@ -72,7 +73,7 @@ class Rope:
         self.name = f"{head_dim} {sorted(how.items())}"
         self.head_dim, self.wavelengths = head_dim, wavelengths(head_dim, how)
 
-    def __call__(self, x: mx.array, start: int, known: dict[tuple[str, int], Angles]) -> mx.array:
+    def __call__(self, x: mx.array, start: Start, known: dict[tuple[str, int], Angles]) -> mx.array:
         """`known` holds the angles of this chunk of tokens, for all blocks."""
         if not CPU:
             return self.turn(x, start)
@@ -82,14 +83,16 @@ class Rope:
         a, b = mx.split(x, 2, axis=-1)
         return mx.concatenate([*turned(a, b, *known[ask])], axis=-1)
 
-    def turn(self, x: mx.array, start: int) -> mx.array:
+    def turn(self, x: mx.array, start: Start) -> mx.array:
         how = {"traditional": False, "base": None, "scale": 1.0, "offset": start, "freqs": self.wavelengths}
         return mx.fast.rope(x, self.head_dim, **how)
 
-    def angles(self, start: int, length: int) -> Angles:
+    def angles(self, start: Start, length: int) -> Angles:
         """What becomes of (1, 0) is (cos, sin), whichever rope this is."""
         unit = mx.repeat(mx.array([1.0, 0.0]), self.head_dim // 2)
-        cos, sin = mx.split(self.turn(mx.broadcast_to(unit, (1, 1, length, self.head_dim)), start)[0, 0], 2, axis=-1)
+        rows = 1 if isinstance(start, int) else start.size
+        found = self.turn(mx.broadcast_to(unit, (rows, 1, length, self.head_dim)), start)
+        cos, sin = mx.split(found[0, 0] if isinstance(start, int) else found, 2, axis=-1)
         return cos, sin
 
 

@@ -8,23 +8,27 @@ import mlx.nn as nn
 
 from agp.cache import KV, LayerCache
 from agp.exponentials import by_numpy, tanh
-from agp.fused import Angles, RMSNorm, Rope, rms_norm
+from agp.fused import Angles, RMSNorm, Rope, Start, rms_norm
 
 
 class Place:
     """Where a chunk of tokens stands: it ends at `end` (padding included); `pad` tokens on the left are not text.
 
-    `documents` numbers the tokens of packed rows, B L. Only distances matter to a rotation, so positions need no care.
+    `documents` numbers the tokens of packed rows, B L. Only distances matter to a rotation, so positions need no care,
+    unless rows do not stand in step: then `where` says of every place so far, B S, which token of its row is there;
+    below zero, none.
     """
 
-    def __init__(self, end: int, pad: mx.array | None, documents: mx.array | None = None):
-        self.end, self.pad, self.documents = end, pad, documents
+    def __init__(
+        self, end: int, pad: mx.array | None, documents: mx.array | None = None, where: mx.array | None = None
+    ):
+        self.end, self.pad, self.documents, self.where = end, pad, documents, where
         self.angles: dict[tuple[str, int], Angles] = {}  # of each rope, for a number of tokens
         self._masks: dict[tuple[int, int, int | None], mx.array | str | None] = {}
 
-    def start_of(self, length: int) -> int:
+    def start_of(self, length: int) -> Start:
         """Position of the first of the last `length` tokens. Padding counts: only distances matter to a rotation."""
-        return self.end - length
+        return self.end - length if self.where is None else self.where[:, -length]
 
     def mask(self, queries: int, keys: int, window: int | None) -> mx.array | str | None:
         """For the last `queries` tokens over the last `keys`; made once for all blocks that ask alike."""
@@ -34,6 +38,8 @@ class Place:
         return self._masks[ask]
 
     def _make(self, queries: int, keys: int, window: int | None) -> mx.array | str | None:
+        if self.where is not None:
+            return self._scattered(self.where, queries, keys, window)
         if self.pad is None and self.documents is None and window is None:
             return None if queries == 1 else "causal"
         q = mx.arange(keys - queries, keys)[:, None]
@@ -48,6 +54,14 @@ class Place:
             return mask
         text = k >= (self.pad - (self.end - keys))[:, None, None]
         return ((mask & text) | (k == q))[:, None]  # padding attends to itself: an empty row is NaN on some devices
+
+    def _scattered(self, where: mx.array, queries: int, keys: int, window: int | None) -> mx.array:
+        q, k = where[:, -queries:, None], where[:, None, -keys:]
+        mask = (k >= 0) & (k <= q)
+        if window is not None:
+            mask = mask & (k > q - window)
+        itself = mx.arange(keys - queries, keys)[:, None] == mx.arange(keys)
+        return (mask | itself)[:, None]
 
 
 def tail(x: Any, last: int | None) -> Any:

@@ -26,6 +26,11 @@ class Stream(NamedTuple):
     pad: mx.array | None  # B: how many of them on the left are padding
     shared: dict[str, KV]  # by layer type, the keys and values that later blocks borrow
     documents: mx.array | None = None  # B L, of packed rows: tokens see those of their own number alone
+    where: mx.array | None = None  # B end, of rows that do not stand in step: which token is at each place; < 0: none
+
+    @property
+    def place(self) -> Place:
+        return Place(self.end, self.pad, self.documents, self.where)
 
 
 class Output(NamedTuple):
@@ -62,12 +67,13 @@ class Decoder(nn.Module):
         vectors: mx.array | None = None,
         end: int | None = None,
         pad: mx.array | None = None,
+        where: mx.array | None = None,
     ) -> Stream:
         """Ids, or vectors in the residual's own units, or both: then the ids only pick the per-layer inputs."""
         if vectors is None:
             assert tokens is not None
             vectors = self.embed_vectors(tokens)
-        return self.begin(vectors, self.embed_rows(tokens), end=end, pad=pad)
+        return self.begin(vectors, self.embed_rows(tokens), end=end, pad=pad, where=where)
 
     def embed_vectors(self, tokens: mx.array) -> mx.array:
         return self.embed_tokens(tokens) * self.config.hidden_size**0.5
@@ -89,10 +95,11 @@ class Decoder(nn.Module):
         end: int | None = None,
         pad: mx.array | None = None,
         documents: mx.array | None = None,
+        where: mx.array | None = None,
     ) -> Stream:
         """What comes after both look-ups."""
-        inputs = self.per_layer_inputs(rows, vectors)
-        return Stream(self.start(vectors), inputs, vectors.shape[1] if end is None else end, pad, {}, documents)
+        inputs, end = self.per_layer_inputs(rows, vectors), vectors.shape[1] if end is None else end
+        return Stream(self.start(vectors), inputs, end, pad, {}, documents, where)
 
     def per_layer_inputs(self, rows: mx.array | None, vectors: mx.array) -> mx.array | None:
         """B L N P: what the ids say, and what the vectors say; without ids the vectors alone."""
@@ -121,8 +128,7 @@ class Decoder(nn.Module):
         wrong = [] if cache is None else cache_faults(cache, self.identity, stream.hidden.shape[0])
         if wrong := wrong + run_faults(config, begin, start, until, cache, visit, last):
             raise ValueError("; ".join(wrong))
-        x, inputs, end, pad, shared, documents = stream
-        shared, place = dict(shared), Place(end, pad, documents)
+        x, inputs, shared, place = stream.hidden, stream.inputs, dict(stream.shared), stream.place
         producers = config.num_producers
         if start >= producers:  # all keys and values are there already
             x, inputs = tail(x, last), tail(inputs, last)
@@ -142,7 +148,7 @@ class Decoder(nn.Module):
                 shared[config.layer_types[i]] = run.made
             if run.last is not None:
                 inputs = tail(inputs, last)
-        return Stream(x, inputs, end, pad, shared, documents)
+        return stream._replace(hidden=x, inputs=inputs, shared=shared)
 
     def unembed(self, stream: Stream) -> mx.array:
         return self.head(self.normed(stream.hidden))
@@ -184,9 +190,10 @@ class Decoder(nn.Module):
         stream = self.blocks(stream, cache=cache, visit=visit, last=last)
         return Output(self.unembed(stream), {site: self.active(site, x) for site, x in taken.items()})
 
-    def make_cache(self) -> Cache:
+    def make_cache(self, slack: int = 0) -> Cache:
+        """With `slack` so many tokens can be forgotten at any time: sliding layers keep as many beyond their window."""
         config = self.config
-        return Cache([config.window(i) for i in range(config.num_producers)], self.identity)
+        return Cache([config.window(i) for i in range(config.num_producers)], self.identity, slack)
 
     def _borrow(self, shared: dict[str, KV], i: int) -> KV:
         kind = self.config.layer_types[i]
