@@ -28,14 +28,17 @@ def continued(
     stop: Collection[int] = (),
     visit: Visit = plain,
 ) -> list[list[int]]:
-    """What follows each prompt; one of `stop` is the last, and is handed out too. Only the prompts are visited."""
+    """What follows each prompt; one of `stop` is the last, and is handed out too. Only the prompts are visited.
+
+    Each row draws for itself: of one prompt, given twice, two texts are drawn.
+    """
     ids, pad = padded(prompts)
     cache = model.make_cache()
     cache.pad = pad
     found: list[list[int]] = [[] for _ in prompts]
     logits = step(model, ids, cache, visit)
     for left in reversed(range(max_tokens)):
-        token = sampler(logits)
+        token = sampler(logits, (np.arange(len(prompts)) << 32) + max_tokens - 1 - left)
         for row, new in zip(found, np.array(token).tolist(), strict=True):
             if not row or row[-1] not in stop:
                 row.append(new)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from agp.cache import Cache
 from agp.models.checks import accept
@@ -14,7 +15,7 @@ CHUNK = 512  # prompt tokens run at once: longer chunks are no faster, and atten
 
 COLDEST = 1e-5  # below it the likeliest token is the only one, and logits would overflow
 
-Sampler = Callable[[mx.array], mx.array]  # logits, B V, to ids, B
+Sampler = Callable[[mx.array, Sequence[int] | np.ndarray], mx.array]  # logits, B V, and each row's draw, to ids, B
 Progress = Callable[[int, int], None]  # prompt tokens done, and all of them
 
 
@@ -29,12 +30,13 @@ class Step(NamedTuple):
         return value.item()
 
 
-def greedy(logits: mx.array) -> mx.array:
+def greedy(logits: mx.array, draws: Sequence[int] | np.ndarray) -> mx.array:
     return mx.argmax(logits, axis=-1)
 
 
 def make_sampler(temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> Sampler:
-    """Greedy at temperature 0. A sampler draws from a key of its own: its seed alone decides what it draws."""
+    """Greedy at temperature 0. Seed and number of a draw decide its chances: as often as it is asked, in any company,
+    the same logits give the same token, and logits that are nearly the same nearly always do."""
     wrong = []
     if not 0 <= temperature < float("inf"):
         wrong.append(f"temperature is {temperature}; 0 (greedy) or above is needed")
@@ -46,15 +48,18 @@ def make_sampler(temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) ->
         raise ValueError("; ".join(wrong))
     if temperature < COLDEST:
         return greedy
-    key = mx.random.key(seed)
 
-    def draw(logits: mx.array) -> mx.array:
-        nonlocal key
-        key, now = mx.random.split(key)
+    def draw(logits: mx.array, draws: Sequence[int] | np.ndarray) -> mx.array:
         logits = logits.astype(mx.float32) / temperature
-        return mx.random.categorical(logits if top_p == 1 else nucleus(logits, top_p), key=now)
+        logits = logits if top_p == 1 else nucleus(logits, top_p)
+        chances = [mx.random.gumbel(logits.shape[1:], key=chance(seed, int(number))) for number in draws]
+        return mx.argmax(logits + mx.stack(chances), axis=-1)
 
     return draw
+
+
+def chance(seed: int, draw: int) -> mx.array:
+    return mx.random.key(int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]))
 
 
 def nucleus(logits: mx.array, top_p: float) -> mx.array:
@@ -122,14 +127,14 @@ def pipeline(
 ) -> Generator[Step, None, None]:
     """Hand out a token while the next one is computed."""
     prompt, handed = cache.position, 0
-    token = sampler(logits)
+    token = sampler(logits, [0])
     mx.async_eval(token)
     try:
         for left in reversed(range(count)):
             now, given = token, logits
             if left:
                 logits = step(model, now[:, None], cache)
-                token = sampler(logits)
+                token = sampler(logits, [count - left])
                 mx.async_eval(token, logits)
             out: Any = now.item()
             handed += 1

@@ -143,7 +143,7 @@ def test_temperature_and_top_p_keep_what_transformers_keeps():
 def test_drawn_tokens_are_as_frequent_as_they_are_likely():
     likely = np.array([0.5, 0.3, 0.15, 0.05])
     sampler = make_sampler(2.0, 0.75, seed=1)
-    drawn = np.array([sampler(mx.log(mx.array(likely)[None])).item() for _ in range(2000)])
+    drawn = np.array([sampler(mx.log(mx.array(likely)[None]), [n]).item() for n in range(2000)])
     kept = likely[:3] ** 0.5  # cold, the first two would be enough
     assert np.bincount(drawn, minlength=4) / 2000 == pytest.approx([*kept / kept.sum(), 0], abs=0.04)
 
