@@ -4,7 +4,7 @@ Decoding and packets know no head. They are handed a `Router`, which is called a
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,8 @@ import numpy as np
 
 from agp.cache import KV
 from agp.layers import Place
-from agp.models.decoder import Decoder
+from agp.lossless import Drafted
+from agp.models.decoder import Decoder, Stream
 from agp.models.files import read_json
 from heads import depth, glimpse, saved, semantic, trajectory, transfer
 from heads.codec import Codec, Integers, Raw
@@ -95,14 +96,14 @@ class Left(NamedTuple):
 
     leaves: mx.array  # B n
     read: mx.array  # B n D: what the model's head says of it is the token
-    look: Look
+    seen: Look
 
 
 class Router:
     """Decides for one batch of replies, a position at a time; what positions before looked like is kept."""
 
     def __init__(self, bundle: Bundle, risk: str):
-        self.bundle, self.limit = bundle, bundle.limits["revive"][risk]
+        self.bundle, self.limit, self.taps = bundle, bundle.limits["revive"][risk], bundle.taps
         self.before: mx.array | None = None  # B n P W, the nearest first
         self.carried: Carried | None = None
 
@@ -126,6 +127,46 @@ class Router:
         carried = self.bundle.late.begun(self.before)
         self.before = mx.concatenate([state[..., None, :], self.before[..., :-1, :]], axis=-2)
         return carried
+
+    def narrow(self, rows: Sequence[int]) -> None:
+        """Only these go on to the next tap."""
+        assert self.carried is not None
+        at, (tap, *parts) = mx.array(list(rows)), self.carried
+        self.carried = Carried(tap, *(part[at] for part in parts))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these go on at all."""
+        assert self.before is not None
+        self.before = self.before[mx.array(list(rows))]
+
+
+class Drafter:
+    """Drafts the next token of each reply at the first tap, by the mended state; full depth has the last word."""
+
+    def __init__(self, bundle: Bundle):
+        self.bundle, self.tap = bundle, bundle.taps[0]
+        self.known: mx.array | None = None  # B P W: states of the last positions that stay, the newest last
+
+    def __call__(self, stream: Stream, states: mx.array) -> Drafted:
+        bundle = self.bundle
+        before = self.seen(states)[:, None, -2 : -bundle.window - 1 : -1]  # the nearest first
+        _, carried = bundle.hope(stream.hidden, bundle.late.begun(before))
+        read = bundle.mend(stream.hidden[None], stream.place, stream.shared)
+        look = bundle.look(carried, read)
+        return Drafted(read, look.told.leave, look)
+
+    def seen(self, states: mx.array) -> mx.array:
+        if self.known is None:
+            self.known = mx.zeros((len(states), self.bundle.window - 1, math.prod(states.shape[2:])))
+        return mx.concatenate([self.known, flat(states)], axis=1)
+
+    def accept(self, states: mx.array, kept: Sequence[int]) -> None:
+        seen, back = self.seen(states), self.bundle.window - 1
+        self.known = mx.stack([row[count : count + back] for row, count in zip(seen, kept, strict=True)])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        if self.known is not None:  # or it was never asked
+            self.known = self.known[mx.array(list(rows))]
 
 
 def flat(state: mx.array) -> mx.array:

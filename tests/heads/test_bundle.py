@@ -8,6 +8,7 @@ import pytest
 
 from agp.cache import KV
 from agp.layers import Place
+from agp.models.decoder import Stream
 from curricula import policy
 from curricula.features import Features
 from curricula.mending import stacked
@@ -16,7 +17,7 @@ from curricula.policy import Facing
 from curricula.positions import Met
 from curricula.teacher import teacher
 from heads import bundle
-from heads.bundle import Bundle, Router
+from heads.bundle import Bundle, Drafter, Router
 from tests.curricula.run import smoke
 
 RISK = "0.05"
@@ -108,6 +109,57 @@ def test_tokens_leave_where_the_policy_says():
                 first[at] = min(first[at], tap)
     assert first.tolist() == wanted.tolist()
     assert {0, 2, taps} <= set(wanted.tolist())
+
+
+def test_a_drafter_is_as_sure_as_the_first_tap_whatever_was_taken_back():
+    """Three positions at a time, of which one, two or all three stay; what does not comes again."""
+    given, test = loaded()
+    late, turn = at_once()[1].leave[:, 0], 0
+    for document in longest(test):
+        batch, drafter, at = test.together([document]), Drafter(given), 0
+        count = batch.chosen.shape[1]
+        while at < count:
+            some = min(3, count - at)
+            states = batch.states[0][:, at : at + some]
+            for n in range(some):
+                drafted, place = drafter(stream(batch, at + n), states[:, : n + 1]), batch.places[0, at + n]
+                assert drafted.read.shape[:2] == (1, 1)
+                assert drafted.sure.item() == pytest.approx(late[place], abs=rounding(late))
+            kept, turn = min(some, 1 + turn % 3), turn + 1
+            drafter.accept(states, [kept])
+            at += kept
+    assert turn > 6
+
+
+def stream(batch, n: int) -> Stream:
+    """At one position, with all up to it."""
+    after = batch.chosen.shape[1] - 1 - n
+    width = batch.tokens.shape[1] - after
+    shared = {kind: KV(*(x[:, :, :width] for x in kv)) for kind, kv in batch.shared.items()}
+    return Stream(batch.states[0][:, n : n + 1], None, batch.end - after, batch.pad, shared)
+
+
+def test_rows_that_end_or_go_on_alone_are_told_as_before():
+    """A router of three replies, of which one goes on to the second tap, and two to the next position."""
+    given, test = loaded()
+    batch = test.together(longest(test))
+    router, others = Router(given, RISK), [Router(given, RISK) for _ in range(2)]
+    never = given._replace(limits={"revive": {RISK: None}})
+    for each in (router, *others):
+        each.bundle = never
+    states = batch.states[:, :, :1]
+    router(states[:1], Place(batch.end, batch.pad), batch.shared)
+    router.narrow([2])
+    router(states[:2, 2:], Place(batch.end, batch.pad), batch.shared)
+    router.keep([0, 2])
+    router(batch.states[:1, [0, 2], 1:2], Place(batch.end, batch.pad), batch.shared)
+    for row, other in zip((0, 2), others, strict=True):
+        for n in range(2):
+            other(batch.states[:1, row : row + 1, n : n + 1], Place(batch.end, batch.pad), batch.shared)
+    assert router.carried is not None
+    for row, other in enumerate(others):
+        assert other.carried is not None
+        assert np.array(router.carried.sum[row]) == pytest.approx(np.array(other.carried.sum[0]), abs=1e-5)
 
 
 def test_without_a_threshold_nobody_looks():

@@ -1,0 +1,155 @@
+"""Tokens that leave at the depth they need, by a router that is asked at every tap, and the audit of its promise.
+
+No head is known here. Every tap stands after the last block that makes keys and values, so whoever left early left no
+hole behind, and what comes later sees the same as if it had gone on. In Gemma 3n that is so too: blocks below the
+sharing point make keys and values of their own, and no token leaves there.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from agp.audit import Audit
+from agp.cache import KV
+from agp.follow import Seen, Token, Watch
+from agp.generate import Sampler, greedy
+from agp.layers import Place
+from agp.lossless import Lossless
+from agp.models.decoder import Stream
+from agp.replies import Replies
+
+
+class Leaving(Protocol):
+    """Of rows at a tap."""
+
+    @property
+    def leaves(self) -> mx.array: ...  # B 1
+
+    @property
+    def read(self) -> mx.array: ...  # B 1 D: what the model's head says of it is the token
+
+    @property
+    def seen(self) -> Any: ...
+
+
+class Let(NamedTuple):
+    """One row that may leave."""
+
+    block: int
+    seen: Seen
+    read: mx.array  # 1 D
+
+
+class Router(Protocol):
+    taps: tuple[int, ...]  # blocks
+
+    def __call__(self, states: mx.array, place: Place, shared: Mapping[str, KV]) -> Leaving | None:
+        """At the last of the taps so far, T B 1 D; it is called at every one, from the first on."""
+
+    def narrow(self, rows: Sequence[int]) -> None:
+        """Only these go on to the next tap."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these go on at all."""
+
+
+class Early:
+    """By a router; all blocks run for those that nobody lets go, and for those that an audit asks for."""
+
+    def __init__(
+        self,
+        replies: Replies,
+        router: Router,
+        sampler: Sampler = greedy,
+        *,
+        audit: Audit | None = None,
+        watch: int | None = None,
+    ):
+        self.replies, self.router, self.sampler, self.audit = replies, router, sampler, audit
+        self.watched = Watch(watch)
+
+    def step(self, counts: np.ndarray) -> list[list[Token]]:
+        replies, rows = self.replies, len(self.replies.current)
+        asked = np.zeros(rows, bool) if self.audit is None else self.audit.drawn(rows)
+        left, ended = self.climb(asked)
+        reads = {at: leaving.read for at, leaving in left.items()} | ended
+        logits = self.replies.model.head(mx.stack([reads[at] for at in range(rows)]))[:, 0]
+        ids = np.array(self.sampler(logits, counts))
+        if self.audit is not None:
+            self.compare(ids, left, np.flatnonzero(asked), counts)
+        replies.current = ids
+        last, found = replies.model.config.num_layers - 1, []
+        for at, id in enumerate(ids.tolist()):
+            block, seen = (last, None) if at in ended else left[at][:2]
+            found.append([Token(at, id, block, logits[at], seen, self.watched.of(at))])
+        return found
+
+    def climb(self, asked: np.ndarray) -> tuple[dict[int, Let], dict[int, mx.array]]:
+        """Who may leave, by row, and what is read, 1 D, of those that went to full depth."""
+        model, router, left = self.replies.model, self.router, {}
+        rows, states, below = np.arange(len(asked)), [], router.taps[0] + 1
+        watched = self.watched.begun(rows)
+        stream = self.replies.run(mx.array(self.replies.current)[:, None], below, visit=watched.visit)
+        for tap in router.taps:
+            stream = model.blocks(stream, start=below, stop=tap + 1, visit=watched.visit)
+            states, below = [*states, stream.hidden], tap + 1
+            told = router(mx.stack(states), stream.place, stream.shared)
+            if told is None:
+                continue
+            leaves = np.array(told.leaves)[:, 0]
+            for at in np.flatnonzero(leaves).tolist():
+                left.setdefault(int(rows[at]), Let(tap, Seen(told.seen, at), told.read[at]))
+            going = np.flatnonzero(~leaves | asked[rows]).tolist()
+            if not going:
+                return left, {}
+            if len(going) < len(rows):
+                rows, at = rows[going], mx.array(going)
+                watched.rows = rows
+                router.narrow(going)
+                stream, states = narrowed(stream, at), [state[at] for state in states]
+        normed = model.normed(model.blocks(stream, start=below, visit=watched.visit).hidden)
+        return left, {int(row): normed[at] for at, row in enumerate(rows)}
+
+    def compare(self, ids: np.ndarray, left: Mapping[int, Let], asked: np.ndarray, counts: np.ndarray) -> None:
+        assert self.audit is not None
+        early = [at for at in asked.tolist() if at in left]
+        for _ in range(len(asked) - len(early)):
+            self.audit.told(False)
+        if early:
+            logits = self.replies.model.head(mx.stack([left[at].read for at in early]))[:, 0]
+            for differs in np.array(self.sampler(logits, counts[early])) != ids[early]:
+                self.audit.told(bool(differs))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.replies.keep(rows)
+        self.router.keep(rows)
+
+
+class Watched:
+    """Early, until an audit finds its promise broken; from then on lossless."""
+
+    def __init__(self, early: Early, lossless: Lossless):
+        assert early.audit is not None and early.replies is lossless.replies
+        self.early, self.lossless, self.replies = early, lossless, early.replies
+
+    @property
+    def broken(self) -> bool:
+        assert self.early.audit is not None
+        return self.early.audit.broken
+
+    def step(self, counts: np.ndarray) -> list[list[Token]]:
+        return (self.lossless if self.broken else self.early).step(counts)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.replies.keep(rows)
+        self.early.router.keep(rows)
+        self.lossless.drafter.keep(rows)
+
+
+def narrowed(stream: Stream, at: mx.array) -> Stream:
+    """Some rows of it."""
+    given = {name: None if (x := getattr(stream, name)) is None else x[at] for name in ("inputs", "pad", "where")}
+    shared = {kind: KV(kv.keys[at], kv.values[at]) for kind, kv in stream.shared.items()}
+    return stream._replace(hidden=stream.hidden[at], shared=shared, **given)

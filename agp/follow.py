@@ -1,0 +1,84 @@
+"""Replies continued some way, token by token, until each has its end; what a token carries, whichever way it came."""
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, Self
+
+import mlx.core as mx
+import numpy as np
+
+from agp.replies import Replies
+from agp.sites import At, Fn, Site, plain
+
+
+class Seen(NamedTuple):
+    """What was said of all rows that were asked at a tap, and which of them it is."""
+
+    told: Any
+    at: int
+
+
+class Token(NamedTuple):
+    row: int
+    id: int
+    block: int  # the last that it needed
+    logits: mx.array  # V: what it was chosen from
+    seen: Seen | None = None  # what the router or the drafter said of it
+    watched: mx.array | None = None  # its state after the block that is watched, if it came so far
+    seconds: float = 0.0
+
+
+class Way(Protocol):
+    """How replies are continued."""
+
+    replies: Replies
+
+    def step(self, counts: np.ndarray) -> list[list[Token]]:
+        """One or more tokens of each row, of which so many are there already."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None: ...
+
+
+def follow(way: Way, *, max_tokens: int, stop: Collection[int] = ()) -> Iterator[Token]:
+    """Tokens of all rows, until each has `max_tokens`, one of `stop`, which is handed out too, or a full context."""
+    room = way.replies.model.config.max_position_embeddings
+    limits = np.minimum(max_tokens, room - way.replies.lengths)
+    counts, rows = np.zeros(len(limits), int), np.arange(len(limits))
+    while len(rows):
+        going, started = [], time.perf_counter()
+        told = way.step(counts[rows])
+        spent = time.perf_counter() - started
+        for at, tokens in enumerate(told):
+            row = rows[at]
+            for token in tokens[: limits[row] - counts[row]]:
+                counts[row] += 1
+                yield token._replace(row=int(row), seconds=spent / len(tokens))
+                if token.id in stop:
+                    break
+            else:
+                going += [at] if counts[row] < limits[row] else []
+        if len(going) < len(rows):
+            rows = rows[going]
+            if going:
+                way.keep(going)
+
+
+class Watch:
+    """States after one block, by row, whoever is still there."""
+
+    def __init__(self, block: int | None):
+        self.block, self.states, self.rows = block, {}, np.zeros(0, int)
+        self.visit = plain if block is None else At([Site(block, "block")], self.take)
+
+    def begun(self, rows: np.ndarray) -> Self:
+        self.states, self.rows = {}, rows
+        return self
+
+    def take(self, site: Site, fn: Fn, x: mx.array) -> mx.array:
+        y = fn(x)
+        self.states |= {int(row): y[at] for at, row in enumerate(self.rows)}
+        return y
+
+    def of(self, row: int, position: int = 0) -> mx.array | None:
+        return self.states[row][position] if row in self.states else None

@@ -1,0 +1,211 @@
+"""Routed decoding: lossless says what full depth says, early what the router lets through, rows as they would alone.
+
+Seen to fail when broken: TODO
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from agp.audit import Audit
+from agp.early import Early, Watched
+from agp.follow import follow
+from agp.generate import generate, greedy, make_sampler
+from agp.lossless import Drafted, Lossless
+from agp.replies import Replies
+from tests import toys
+from tests.toys import text
+
+BOTH = pytest.mark.parametrize("family", ["gemma4", "gemma3n"])
+PROMPTS: list[list[int]] = [np.array(text(1, n, seed=n))[0].tolist() for n in (23, 9, 1, 14)]
+
+
+@cache
+def toy(family: str):
+    """With a head of its own: a quiet toy whose head is its embedding says the last token over and over."""
+    mx.random.seed(3)
+    return toys.toy(family, "shares most", tie_word_embeddings=False, max_position_embeddings=512)
+
+
+class Lens:
+    """Drafts by the model's own head at a tap, and is as sure as it is told."""
+
+    def __init__(self, model, tap, sure=1.0):
+        self.model, self.tap, self.sure, self.kept, self.positions = model, tap, sure, [], 0
+
+    def __call__(self, stream, states):
+        assert states.shape[1] >= 1 and mx.array_equal(states[:, -1:], stream.hidden)
+        return Drafted(self.model.normed(stream.hidden), mx.full((len(states), 1), self.sure))
+
+    def accept(self, states, kept):
+        self.kept += kept
+        self.positions += states.shape[1] * len(kept)
+
+    def keep(self, rows):
+        pass
+
+
+def alone(model, prompt, count, sampler=greedy, stop=()):
+    return [step.token for step in generate(model, prompt, max_tokens=count, sampler=sampler, stop=stop)]
+
+
+def said(way, rows, count, stop=()):
+    found = [[] for _ in range(rows)]
+    for token in follow(way, max_tokens=count, stop=stop):
+        found[token.row].append(token.id)
+    return found
+
+
+@BOTH
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("most", [0, 1, 4])
+def test_lossless_is_full_depth(family, rows, most):
+    model = toy(family)
+    lens = Lens(model, model.config.num_producers - 1)
+    way = Lossless(Replies.begun(model, PROMPTS[:rows]), lens, most=most)
+    assert said(way, rows, 40) == [alone(model, prompt, 40) for prompt in PROMPTS[:rows]]
+    if most:
+        assert 1 < np.mean(lens.kept) < most + 1, "some drafts are right and some are not"
+
+
+@BOTH
+def test_drawn_tokens_are_those_of_full_depth(family):
+    model, sampler = toy(family), make_sampler(1.0, 0.9, seed=5)
+    lens = Lens(model, model.config.num_producers - 1)
+    way = Lossless(Replies.begun(model, PROMPTS), lens, sampler)
+    assert said(way, 4, 40) == [alone(model, prompt, 40, sampler) for prompt in PROMPTS]
+    assert np.mean(lens.kept) > 1.2
+
+
+def test_a_stop_token_ends_its_row_and_no_other():
+    model = toy("gemma4")
+    whole = [alone(model, prompt, 40) for prompt in PROMPTS]
+    stop = {whole[1][7]}
+    expected = [alone(model, prompt, 40, stop=stop) for prompt in PROMPTS]
+    assert len({len(row) for row in expected}) > 1
+    for most in (0, 4):
+        way = Lossless(Replies.begun(model, PROMPTS), Lens(model, model.config.num_producers - 1), most=most)
+        assert said(way, 4, 40, stop) == expected
+
+
+def test_it_ends_where_the_context_is_full():
+    model = toys.toy("gemma4", "shares most", max_position_embeddings=26)
+    way = Lossless(Replies.begun(model, [PROMPTS[0], PROMPTS[1]]), Lens(model, 1))
+    assert [len(row) for row in said(way, 2, 50)] == [26 - 23 + 1, 26 - 9 + 1]
+
+
+@BOTH
+def test_rows_full_of_holes_are_closed_up_and_others_may_join(family):
+    """300 tokens: sliding buffers move their windows to the front, and holes are closed again and again."""
+    model = toy(family)
+    way = Lossless(Replies.begun(model, PROMPTS[:2], slack=10), Lens(model, model.config.num_producers - 1))
+    found, counts = [[] for _ in range(4)], np.zeros(4, int)
+    holes = []
+    while min(map(len, found[:2])) < 300:
+        rows = len(way.replies.current)
+        for row, tokens in enumerate(way.step(counts[:rows])):
+            found[row] += [token.id for token in tokens]
+            counts[row] += len(tokens)
+        holes.append(way.replies.holes)
+        if len(holes) == 20:
+            way.replies.join(Replies.begun(model, PROMPTS[2:], slack=10))
+    assert max(holes) == 5 and holes.count(0) > 10
+    for prompt, row in zip(PROMPTS, found, strict=True):
+        assert row[:300] == alone(model, prompt, 300)[: len(row)]
+
+
+class Left(NamedTuple):
+    leaves: mx.array
+    read: mx.array
+    seen: None = None
+
+
+class Margin:
+    """Lets go where the lens is far enough ahead; remembers nothing, so it minds no rows."""
+
+    def __init__(self, model, taps, least):
+        self.model, self.taps, self.least, self.asked = model, taps, least, []
+
+    def __call__(self, states, place, shared):
+        self.asked.append(states.shape[:2])
+        read = self.model.normed(states[-1])
+        return Left(ahead(self.model.head(read)) > self.least, read)
+
+    def narrow(self, rows):
+        pass
+
+    def keep(self, rows):
+        pass
+
+
+def ahead(logits):
+    top = mx.sort(logits, axis=-1)
+    return top[..., -1] - top[..., -2]
+
+
+def without_a_cache(model, prompt, taps, least, count):
+    """Tokens and the blocks they left after, each from the whole text so far."""
+    ids, blocks = list(prompt), []
+    for _ in range(count):
+        seen = {}
+        stream = model.embed(mx.array([ids]))
+        for below, tap in zip((0, *[tap + 1 for tap in taps]), taps, strict=False):
+            stream = model.blocks(stream, start=below, stop=tap + 1)
+            seen[tap] = model.unembed(stream)[0, -1]
+        last = model.config.num_layers - 1
+        seen[last] = model([ids]).logits[0, -1]
+        block = next((tap for tap in taps if ahead(seen[tap]).item() > least), last)
+        ids.append(int(np.array(seen[block]).argmax()))
+        blocks.append(block)
+    return ids[len(prompt) :], blocks
+
+
+@BOTH
+def test_early_tokens_are_read_where_the_router_lets_go(family):
+    model = toy(family)
+    taps = (model.config.num_producers - 1, model.config.num_producers + 1)
+    expected = [without_a_cache(model, prompt, taps, 1.0, 20) for prompt in PROMPTS]
+    assert len({block for _, blocks in expected for block in blocks}) == 3, "all three depths occur"
+    router = Margin(model, taps, 1.0)
+    found = [([], []) for _ in PROMPTS]
+    for token in follow(Early(Replies.begun(model, PROMPTS), router), max_tokens=20):
+        found[token.row][0].append(token.id)
+        found[token.row][1].append(token.block)
+    assert found == expected
+    assert {rows for taps, rows in router.asked if taps == 2} > {4}, "who left is not run on"
+
+
+@BOTH
+def test_an_audited_token_is_that_of_full_depth_and_is_compared(family):
+    """With all of them audited the text is that of full depth, and what would have left is counted."""
+    model = toy(family)
+    taps, audit = (model.config.num_producers - 1, model.config.num_producers + 1), Audit(0.01, rate=1.0)
+    router = Margin(model, taps, 0.2)
+    found = [[] for _ in PROMPTS]
+    for token in follow(Early(Replies.begun(model, PROMPTS), router, audit=audit), max_tokens=12):
+        found[token.row].append(token.id)
+    assert found == [alone(model, prompt, 12) for prompt in PROMPTS]
+    wrong = 0
+    for prompt, said_ in zip(PROMPTS, found, strict=True):
+        for n, token in enumerate(said_):
+            wrong += without_a_cache(model, prompt + said_[:n], taps, 0.2, 1)[0] != [token]
+    assert (audit.looked, audit.differed) == (48, wrong) and 3 < wrong < 48
+
+
+@BOTH
+def test_a_broken_promise_ends_early_decoding(family):
+    model = toy(family)
+    replies, tap = Replies.begun(model, PROMPTS[:2]), model.config.num_producers - 1
+    router, audit = Margin(model, (tap,), -1.0), Audit(0.01, rate=0.5)
+    way = Watched(Early(replies, router, audit=audit), Lossless(replies, Lens(model, tap)))
+    blocks, ids = [[], []], [[], []]
+    for token in follow(way, max_tokens=120):
+        blocks[token.row].append(token.block)
+        ids[token.row].append(token.id)
+    assert way.broken and 0 < audit.differed < audit.looked < 60
+    for prompt, row in zip(PROMPTS, ids, strict=False):
+        since = len(router.asked)  # one token of each row was asked for at a time
+        assert row[since:] == alone(model, prompt + row[:since], 120 - since)
