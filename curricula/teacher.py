@@ -3,10 +3,15 @@
 import json
 from pathlib import Path
 
+import mlx.core as mx
+import mlx.nn as nn
+
 import agp
 from agp import adapter_files
-from agp.adapters import attach
+from agp.adapters import adapted, attach
 from agp.fingerprint import fingerprint
+from agp.fuse import fuse
+from agp.models.decoder import Decoder
 from agp.models.load import Loaded
 from curricula.runner import MANIFEST
 
@@ -32,3 +37,10 @@ def teacher(domain: Path) -> Loaded:
     loaded.model.freeze()
     loaded.model.eval()
     return loaded
+
+
+def folded(model: Decoder) -> None:
+    """Its adapter made part of its weights, where nothing is lost to rounding: a quarter of the work is spared."""
+    bases = [of.base for of in adapted(model).values()]
+    if all(isinstance(base, nn.Linear) and base.weight.dtype == mx.float32 for base in bases):
+        fuse(model)

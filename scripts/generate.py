@@ -4,6 +4,11 @@ agp generate --model tiny-gemma4 --prompt "def mean(values):" --max-tokens 60
 git diff | agp generate --model google/gemma-4-E2B-it --chat --prompt - --temperature 0.7 --seed 3
 
 agp generate --model google/gemma-4-E2B-it --adapter runs/notes/adapter --chat --prompt "What did we decide?"
+agp generate --run runs/tiny --mode early --risk 0.01 --chat --prompt "..." --trace -
+agp generate --run runs/tiny --mode lossless --prompt "def mean(values):"
+
+With a run its heads decide: `early` leaves where its promised risk allows, audits some of it and goes on lossless where
+the promise is found broken; `lossless` drafts early and says what full depth says.
 
 Ctrl-C ends it; what was written stays. Without --temperature the likeliest token is taken, and a seed changes nothing.
 """
@@ -11,23 +16,34 @@ Ctrl-C ends it; what was written stays. Without --temperature the likeliest toke
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
 
 import agp
 from agp import adapter_files
 from agp.adapters import attach
+from agp.follow import follow
 from agp.generate import Step, generate, make_sampler, until
+from agp.models.checks import accept
 from agp.models.load import DTYPES, TABLES, Loaded
 from agp.quant import BITS
 from agp.text import Tokenizer
+from scripts.asked import some_path
+from scripts.routes import MODES, Opened, Trace, opened, way
 
 QUIET = 2.0  # seconds of prefill before it is worth a word
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--model", required=True, metavar="PATH", help="a checkpoint folder or a Hub id")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", metavar="PATH", help="a checkpoint folder or a Hub id")
+    what.add_argument("--run", type=some_path, metavar="RUN", help="what `agp train` made: its teacher and its heads")
+    parser.add_argument("--mode", choices=MODES, default="full", help="how deep tokens go (default: full)")
+    parser.add_argument("--risk", type=float, metavar="R", help="of early: tokens that may differ (default: 0.01)")
+    parser.add_argument("--trace", metavar="FILE", help="a line of JSON for each token: route, block, ms; - is stderr")
     parser.add_argument("--adapter", metavar="DIR", help="what `agp train` made, or PEFT, or mlx-lm")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue; - reads stdin")
     parser.add_argument("--chat", action="store_true", help="ask it as a user, through the model's chat template")
@@ -45,13 +61,14 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     sampler = make_sampler(args.temperature, args.top_p, args.seed)
-    wrong = [] if args.max_tokens >= 1 else [f"--max-tokens is {args.max_tokens}; 1 or more is needed"]
-    wrong += ["a stop string is empty"] if "" in args.stop else []
-    if wrong:
+    if wrong := faults(args):
         raise ValueError("; ".join(wrong))
     adapter = None if args.adapter is None else adapter_files.load(args.adapter)
     prompt = read_prompt(args.prompt)
-    loaded = agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)
+    if args.run is None:
+        heads, loaded = None, agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)
+    else:
+        loaded, heads = opened(args.run)
     if adapter:
         attach(loaded.model, adapter.adapter, adapter.arrays)
     tokenizer = tokenizer_of(loaded)
@@ -60,15 +77,53 @@ def run(args) -> None:
         mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
     clock = Clock(len(tokens), loaded.config.max_position_embeddings)
     stop = {*tokenizer.eos_ids, *stop_ids(tokenizer, args.stop)}
-    steps = generate(
-        loaded.model, tokens, max_tokens=args.max_tokens, sampler=sampler, stop=stop, progress=clock.prefill
-    )
-    try:
-        for piece in until(tokenizer.stream(ids(clock.count(steps), stop)), args.stop):
-            print(piece, end="", flush=True)
-    finally:
-        print(f"\n{clock.report()}", file=sys.stderr)
+    with written(args.trace) as file:
+        trace = None if heads is None or args.mode == "full" else Trace(heads, file)
+        steps = decoded(args, loaded, tokens, sampler, stop, clock, trace)
+        try:
+            for piece in until(tokenizer.stream(ids(clock.count(steps), stop)), args.stop):
+                print(piece, end="", flush=True)
+        finally:
+            print(f"\n{clock.report()}{f'; {trace}' if trace else ''}", file=sys.stderr)
     print()
+
+
+def decoded(args, loaded: Loaded, tokens, sampler, stop, clock: "Clock", trace: Trace | None) -> Iterator[Step]:
+    if trace is None:
+        yield from generate(
+            loaded.model, tokens, max_tokens=args.max_tokens, sampler=sampler, stop=stop, progress=clock.prefill
+        )
+        return
+    accept(loaded.config, loaded.model.identity, [tokens], None, None)
+    given, tell, risk = Opened(loaded, trace.heads), tokenizer_of(loaded), 0.01 if args.risk is None else args.risk
+    going = way(given, args.mode, [tokens], sampler, risk=risk, seed=args.seed, progress=clock.prefill)
+    for token in trace.through(follow(going, max_tokens=args.max_tokens, stop=stop), tell):
+        yield Step(token.id, token.logits)
+
+
+@contextmanager
+def written(path: str | None) -> Iterator[Any]:
+    """A file to write to, stderr for -, nothing for None."""
+    if path in (None, "-"):
+        yield None if path is None else sys.stderr
+        return
+    with open(path, "w") as file:
+        yield file
+
+
+def faults(args) -> list[str]:
+    wrong = [] if args.max_tokens >= 1 else [f"--max-tokens is {args.max_tokens}; 1 or more is needed"]
+    wrong += ["a stop string is empty"] if "" in args.stop else []
+    if args.run is None and args.mode != "full":
+        wrong.append(f"--mode {args.mode} needs the heads of a run; give --run instead of --model")
+    if args.mode != "early" and args.risk is not None:
+        wrong.append(f"--risk is for --mode early; --mode {args.mode} takes none")
+    if args.mode == "full" and args.trace is not None:
+        wrong.append("--trace is for --mode early or lossless; at full depth every token takes the same way")
+    given = [name for name in ("adapter", "dtype", "quantize", "table") if getattr(args, name) is not None]
+    if args.run is not None and given:
+        wrong.append(f"a run has its own; leave out {', '.join(f'--{name}' for name in given)}")
+    return wrong
 
 
 def read_prompt(given: str) -> str:

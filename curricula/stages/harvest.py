@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from tqdm import tqdm
 
-from agp.adapters import adapted, attach, detach
+from agp.adapters import attach, detach
 from agp.artifacts import write_json
 from agp.batch import padded
 from agp.bounds import Count, Positive, Seed, Whole
-from agp.fuse import fuse
 from agp.models.decoder import Decoder
 from agp.models.load import Loaded
 from curricula.clustered import clusters
@@ -28,7 +26,7 @@ from curricula.exchange import exchange, ranked
 from curricula.features import SHARD, Features, write
 from curricula.observe import ends, kinds, observe, observed
 from curricula.stages import rows
-from curricula.teacher import teacher
+from curricula.teacher import folded, teacher
 
 ROLES = ("heads", "tune", "calibrate", "test")
 
@@ -62,10 +60,7 @@ def run(config: Config, needs: Mapping[str, Path], out: Path, group: Any) -> dic
         found[role] = prompts(given, loaded.tokenizer, **cuts(config, role))
     parts = shards(found, config.shard)
     moved = change(config, loaded, taps, found["heads"])
-    if all(
-        isinstance(of.base, nn.Linear) and of.base.weight.dtype == mx.float32 for of in adapted(loaded.model).values()
-    ):
-        fuse(loaded.model)  # nothing is lost to rounding, and a quarter of the work is spared
+    folded(loaded.model)
     make(config, loaded, taps, parts, out, group)
     about(config, loaded.model, taps, parts, out)
     return measured(out) | {"adapter_change": moved}

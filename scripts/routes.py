@@ -1,0 +1,115 @@
+"""A run opened for decoding: its teacher, its heads, and the way that a mode names; what each token of it carries."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from agp.audit import Audit
+from agp.early import Early, Watched
+from agp.follow import Token, Way
+from agp.generate import Sampler
+from agp.lossless import Lossless
+from agp.models.load import Loaded
+from agp.replies import SLACK, Progress, Replies
+from agp.text import Tokenizer
+from curricula.teacher import folded, teacher
+from heads import bundle
+from heads.bundle import Bundle
+
+MODES = ("full", "early", "lossless")
+MOST = 4  # drafts at once
+LEAST = 1.0  # log-odds of the least sure of them
+
+
+class Opened(NamedTuple):
+    loaded: Loaded
+    heads: Bundle
+
+
+def opened(run: Path) -> Opened:
+    if missing := [stage for stage in ("domain", "calibrate") if not (run / stage / "manifest.json").exists()]:
+        raise ValueError(
+            f"{run} is no finished run: {' and '.join(missing)} are not whole there; `agp runs` says how far it is, "
+            "and `agp train` goes on with it"
+        )
+    loaded = teacher(run / "domain")
+    folded(loaded.model)
+    return Opened(loaded, bundle.load(run, loaded.model))
+
+
+def way(
+    given: Opened,
+    mode: str,
+    prompts: Sequence[Sequence[int]],
+    sampler: Sampler,
+    *,
+    risk: float,
+    rate: float = 0.05,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Way:
+    """`early` or `lossless`; early is audited, and becomes lossless where its promise is found broken."""
+    model, heads = given.loaded.model, given.heads
+    room = MOST + 1 if len(prompts) == 1 else SLACK
+    limit = limited(heads, risk) if mode == "early" else None
+    replies = Replies.begun(model, prompts, slack=room, progress=progress)
+    lossless = Lossless(
+        replies, bundle.Drafter(heads), sampler, most=MOST, least=LEAST, watch=seen_above(heads, heads.taps[0])
+    )
+    if limit is None:
+        return lossless
+    audit, router = Audit(risk, rate, seed), bundle.Router(heads, limit)
+    return Watched(Early(replies, router, sampler, audit=audit, watch=heads.named), lossless)
+
+
+def limited(heads: Bundle, risk: float) -> str:
+    """The name by which the run knows a risk."""
+    known = heads.limits["revive"]
+    name = f"{risk:g}"
+    if name not in known:
+        raise ValueError(f"this run promises nothing for a risk of {risk:g}; it was calibrated for {', '.join(known)}")
+    if known[name] is None:
+        raise ValueError(f"at a risk of {name} this run lets no token leave early; {', '.join(known)} were asked for")
+    return name
+
+
+def seen_above(heads: Bundle, tap: int) -> int | None:
+    return heads.named if heads.named > tap else None
+
+
+class Trace:
+    """What was decided of each token, as lines of JSON, and in one line at the end."""
+
+    def __init__(self, heads: Bundle, file: Any = None):
+        self.heads, self.file = heads, file
+        self.depths: dict[int, int] = {}
+
+    def through(self, tokens: Iterable[Token], tokenizer: Tokenizer) -> Iterator[Token]:
+        for token in tokens:
+            self.depths[token.block] = self.depths.get(token.block, 0) + 1
+            if self.file is not None:
+                line = {"text": tokenizer.decode([token.id], special=True)} | described(self.heads, token)
+                print(json.dumps(line), file=self.file, flush=True)
+            yield token
+
+    def __str__(self) -> str:
+        count = sum(self.depths.values())
+        return ", ".join(f"{n / count:.0%} after block {block}" for block, n in sorted(self.depths.items()))
+
+
+def described(heads: Bundle, token: Token) -> dict[str, Any]:
+    """One that needed all blocks goes on; one that left, or was drafted right, was mended at its tap."""
+    last, seen = heads.decoder.config.num_layers - 1, token.seen
+    vitality: Any = None if seen is None else mx.sigmoid(seen.told.told.vitality[seen.at, 0]).item()
+    concepts = None if token.watched is None else list(dict.fromkeys(heads.concepts(token.watched[None, None])[0]))
+    return {
+        "token": token.id,
+        "route": "continue_local" if token.block == last else "revive_local",
+        "block": token.block,
+        "vitality": None if vitality is None else round(vitality, 4),
+        "concepts": concepts,
+        "ms": round(1e3 * token.seconds, 2),
+    }
