@@ -54,6 +54,9 @@ class Router(Protocol):
     def keep(self, rows: Sequence[int]) -> None:
         """Only these go on at all."""
 
+    def join(self, count: int) -> None:
+        """So many new rows go on beside them."""
+
 
 class Early:
     """By a router; all blocks run for those that nobody lets go, and for those that an audit asks for."""
@@ -126,6 +129,10 @@ class Early:
         self.replies.keep(rows)
         self.router.keep(rows)
 
+    def join(self, replies: Replies) -> None:
+        self.replies.join(replies)
+        self.router.join(len(replies.current))
+
 
 class Watched:
     """Early, until an audit finds its promise broken; from then on lossless."""
@@ -143,9 +150,12 @@ class Watched:
         return (self.lossless if self.broken else self.early).step(counts)
 
     def keep(self, rows: Sequence[int]) -> None:
-        self.replies.keep(rows)
-        self.early.router.keep(rows)
+        self.early.keep(rows)
         self.lossless.drafter.keep(rows)
+
+    def join(self, replies: Replies) -> None:
+        self.early.join(replies)
+        self.lossless.drafter.join(len(replies.current))
 
 
 def narrowed(stream: Stream, at: mx.array) -> Stream:

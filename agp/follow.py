@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import mlx.core as mx
 import numpy as np
 
+from agp.generate import Sampler, greedy
 from agp.replies import Replies
 from agp.sites import At, Fn, Site, plain
 
@@ -34,10 +35,28 @@ class Way(Protocol):
     replies: Replies
 
     def step(self, counts: np.ndarray) -> list[list[Token]]:
-        """One or more tokens of each row, of which so many are there already."""
+        """One or more tokens of each row; `counts` says to the sampler which draw the first of each is."""
         ...
 
-    def keep(self, rows: Sequence[int]) -> None: ...
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these go on."""
+
+    def join(self, replies: Replies) -> None:
+        """These go on beside them, as the last rows."""
+
+
+class Full:
+    """All blocks for every token."""
+
+    def __init__(self, replies: Replies, sampler: Sampler = greedy):
+        self.replies, self.sampler = replies, sampler
+        self.keep, self.join = replies.keep, replies.join
+
+    def step(self, counts: np.ndarray) -> list[list[Token]]:
+        replies, model = self.replies, self.replies.model
+        logits = model.unembed(replies.run(mx.array(replies.current)[:, None], model.config.num_layers))[:, 0]
+        replies.current, last = np.array(self.sampler(logits, counts)), model.config.num_layers - 1
+        return [[Token(row, id, last, logits[row])] for row, id in enumerate(replies.current.tolist())]
 
 
 def follow(way: Way, *, max_tokens: int, stop: Collection[int] = ()) -> Iterator[Token]:

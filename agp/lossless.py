@@ -34,7 +34,11 @@ class Drafter(Protocol):
     def accept(self, states: mx.array, kept: Sequence[int]) -> None:
         """Of the positions since the last time each row's first so many stay."""
 
-    def keep(self, rows: Sequence[int]) -> None: ...
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these go on."""
+
+    def join(self, count: int) -> None:
+        """So many new rows go on beside them."""
 
 
 class Lossless:
@@ -98,6 +102,10 @@ class Lossless:
     def keep(self, rows: Sequence[int]) -> None:
         self.replies.keep(rows)
         self.drafter.keep(rows)
+
+    def join(self, replies: Replies) -> None:
+        self.replies.join(replies)
+        self.drafter.join(len(replies.current))
 
 
 def joined(parts: Sequence[Any]) -> Any:

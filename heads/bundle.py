@@ -136,8 +136,13 @@ class Router:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only these go on at all."""
-        assert self.before is not None
-        self.before = self.before[mx.array(list(rows))]
+        if self.before is not None:
+            self.before = self.before[mx.array(list(rows))]
+
+    def join(self, count: int) -> None:
+        """So many new replies go on beside them: nothing is known of what came before."""
+        if self.before is not None:
+            self.before = mx.pad(self.before, [(0, count)] + [(0, 0)] * (self.before.ndim - 1))
 
 
 class Drafter:
@@ -167,6 +172,10 @@ class Drafter:
     def keep(self, rows: Sequence[int]) -> None:
         if self.known is not None:  # or it was never asked
             self.known = self.known[mx.array(list(rows))]
+
+    def join(self, count: int) -> None:
+        if self.known is not None:
+            self.known = mx.pad(self.known, [(0, count), (0, 0), (0, 0)])
 
 
 def flat(state: mx.array) -> mx.array:

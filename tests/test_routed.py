@@ -12,7 +12,7 @@ import pytest
 
 from agp.audit import Audit
 from agp.early import Early, Watched
-from agp.follow import follow
+from agp.follow import Full, follow
 from agp.generate import generate, greedy, make_sampler
 from agp.lossless import Drafted, Lossless
 from agp.replies import Replies
@@ -47,6 +47,9 @@ class Lens:
     def keep(self, rows):
         pass
 
+    def join(self, count):
+        pass
+
 
 def alone(model, prompt, count, sampler=greedy, stop=()):
     return [step.token for step in generate(model, prompt, max_tokens=count, sampler=sampler, stop=stop)]
@@ -69,6 +72,14 @@ def test_lossless_is_full_depth(family, rows, most):
     assert said(way, rows, 40) == [alone(model, prompt, 40) for prompt in PROMPTS[:rows]]
     if most:
         assert 1 < np.mean(lens.kept) < most + 1, "some drafts are right and some are not"
+
+
+@BOTH
+@pytest.mark.parametrize("rows", [1, 4])
+def test_side_by_side_at_full_depth_rows_are_as_alone(family, rows):
+    model = toy(family)
+    way = Full(Replies.begun(model, PROMPTS[:rows], chunk=5))
+    assert said(way, rows, 20) == [alone(model, prompt, 20) for prompt in PROMPTS[:rows]]
 
 
 @BOTH
@@ -111,7 +122,7 @@ def test_rows_full_of_holes_are_closed_up_and_others_may_join(family):
             counts[row] += len(tokens)
         holes.append(way.replies.holes)
         if len(holes) == 20:
-            way.replies.join(Replies.begun(model, PROMPTS[2:], slack=10))
+            way.join(Replies.begun(model, PROMPTS[2:], slack=10))
     assert max(holes) == 5 and holes.count(0) > 10
     for prompt, row in zip(PROMPTS, found, strict=True):
         assert row[:300] == alone(model, prompt, 300)[: len(row)]

@@ -152,10 +152,13 @@ def test_rows_that_end_or_go_on_alone_are_told_as_before():
     router.narrow([2])
     router(states[:2, 2:], Place(batch.end, batch.pad), batch.shared)
     router.keep([0, 2])
-    router(batch.states[:1, [0, 2], 1:2], Place(batch.end, batch.pad), batch.shared)
+    router.join(1)
+    router(batch.states[:1, [0, 2, 1], 1:2], Place(batch.end, batch.pad), batch.shared)
     for row, other in zip((0, 2), others, strict=True):
         for n in range(2):
             other(batch.states[:1, row : row + 1, n : n + 1], Place(batch.end, batch.pad), batch.shared)
+    others.append(Router(never, RISK))
+    others[2](batch.states[:1, 1:2, 1:2], Place(batch.end, batch.pad), batch.shared)  # begun with this position
     assert router.carried is not None
     for row, other in enumerate(others):
         assert other.carried is not None
