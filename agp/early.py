@@ -74,7 +74,7 @@ class Early:
         self.watched = Watch(watch)
 
     def step(self, counts: np.ndarray) -> list[list[Token]]:
-        replies, rows = self.replies, len(self.replies.current)
+        replies, rows = self.replies, len(self.replies.texts)
         asked = np.zeros(rows, bool) if self.audit is None else self.audit.drawn(rows)
         left, ended = self.climb(asked)
         reads = {at: leaving.read for at, leaving in left.items()} | ended
@@ -82,7 +82,7 @@ class Early:
         ids = np.array(self.sampler(logits, counts))
         if self.audit is not None:
             self.compare(ids, left, np.flatnonzero(asked), counts)
-        replies.current = ids
+        replies.say(ids[:, None].tolist())
         last, found = replies.model.config.num_layers - 1, []
         for at, id in enumerate(ids.tolist()):
             block, seen = (last, None) if at in ended else left[at][:2]
@@ -94,7 +94,7 @@ class Early:
         model, router, left = self.replies.model, self.router, {}
         rows, states, below = np.arange(len(asked)), [], router.taps[0] + 1
         watched = self.watched.begun(rows)
-        stream = self.replies.run(mx.array(self.replies.current)[:, None], below, visit=watched.visit)
+        stream = self.replies.run(self.replies.current, below, visit=watched.visit)
         for tap in router.taps:
             stream = model.blocks(stream, start=below, stop=tap + 1, visit=watched.visit)
             states, below = [*states, stream.hidden], tap + 1
@@ -103,7 +103,7 @@ class Early:
                 continue
             leaves = np.array(told.leaves)[:, 0]
             for at in np.flatnonzero(leaves).tolist():
-                left.setdefault(int(rows[at]), Let(tap, Seen(told.seen, at), told.read[at]))
+                left.setdefault(int(rows[at]), Let(tap, Seen(told.seen, (at, 0)), told.read[at]))
             going = np.flatnonzero(~leaves | asked[rows]).tolist()
             if not going:
                 return left, {}
@@ -131,7 +131,7 @@ class Early:
 
     def join(self, replies: Replies) -> None:
         self.replies.join(replies)
-        self.router.join(len(replies.current))
+        self.router.join(len(replies.texts))
 
 
 class Watched:
@@ -155,7 +155,7 @@ class Watched:
 
     def join(self, replies: Replies) -> None:
         self.early.join(replies)
-        self.lossless.drafter.join(len(replies.current))
+        self.lossless.drafter.join(len(replies.texts))
 
 
 def narrowed(stream: Stream, at: mx.array) -> Stream:

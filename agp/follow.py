@@ -13,10 +13,10 @@ from agp.sites import At, Fn, Site, plain
 
 
 class Seen(NamedTuple):
-    """What was said of all rows that were asked at a tap, and which of them it is."""
+    """What was said of all that were asked at a tap, and which of them it is."""
 
     told: Any
-    at: int
+    at: tuple[int, int]  # row and position
 
 
 class Token(NamedTuple):
@@ -54,9 +54,10 @@ class Full:
 
     def step(self, counts: np.ndarray) -> list[list[Token]]:
         replies, model = self.replies, self.replies.model
-        logits = model.unembed(replies.run(mx.array(replies.current)[:, None], model.config.num_layers))[:, 0]
-        replies.current, last = np.array(self.sampler(logits, counts)), model.config.num_layers - 1
-        return [[Token(row, id, last, logits[row])] for row, id in enumerate(replies.current.tolist())]
+        logits = model.unembed(replies.run(replies.current, model.config.num_layers))[:, 0]
+        ids, last = np.array(self.sampler(logits, counts)).tolist(), model.config.num_layers - 1
+        replies.say([[id] for id in ids])
+        return [[Token(row, id, last, logits[row])] for row, id in enumerate(ids)]
 
 
 def follow(way: Way, *, max_tokens: int, stop: Collection[int] = ()) -> Iterator[Token]:

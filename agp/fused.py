@@ -19,7 +19,7 @@ from agp.models.tensors import shown
 CPU = mx.default_device() == mx.cpu
 
 Angles = tuple[mx.array, mx.array]  # cosines and sines, L K/2; or B 1 L K/2, where each row has places of its own
-Start = int | mx.array  # of the first position: of all rows, or of each, B
+Start = int | mx.array  # the first position, of all rows; or all positions of each, B L
 
 
 class RMSNorm(nn.RMSNorm):
@@ -76,12 +76,18 @@ class Rope:
     def __call__(self, x: mx.array, start: Start, known: dict[tuple[str, int], Angles]) -> mx.array:
         """`known` holds the angles of this chunk of tokens, for all blocks."""
         if not CPU:
-            return self.turn(x, start)
+            return self.turn(x, start) if isinstance(start, int) else self.scattered(x, start)
         ask = (self.name, x.shape[2])
         if ask not in known:
             known[ask] = self.angles(start, x.shape[2])
         a, b = mx.split(x, 2, axis=-1)
         return mx.concatenate([*turned(a, b, *known[ask])], axis=-1)
+
+    def scattered(self, x: mx.array, start: mx.array) -> mx.array:
+        """Each position as a row of its own."""
+        rows, heads, length, width = x.shape
+        alone = x.swapaxes(1, 2).reshape(rows * length, heads, 1, width)
+        return self.turn(alone, start.reshape(-1)).reshape(rows, length, heads, width).swapaxes(1, 2)
 
     def turn(self, x: mx.array, start: Start) -> mx.array:
         how = {"traditional": False, "base": None, "scale": 1.0, "offset": start, "freqs": self.wavelengths}
@@ -90,9 +96,11 @@ class Rope:
     def angles(self, start: Start, length: int) -> Angles:
         """What becomes of (1, 0) is (cos, sin), whichever rope this is."""
         unit = mx.repeat(mx.array([1.0, 0.0]), self.head_dim // 2)
-        rows = 1 if isinstance(start, int) else start.size
-        found = self.turn(mx.broadcast_to(unit, (rows, 1, length, self.head_dim)), start)
-        cos, sin = mx.split(found[0, 0] if isinstance(start, int) else found, 2, axis=-1)
+        if isinstance(start, int):
+            found = self.turn(mx.broadcast_to(unit, (1, 1, length, self.head_dim)), start)[0, 0]
+        else:
+            found = self.scattered(mx.broadcast_to(unit, (len(start), 1, length, self.head_dim)), start)
+        cos, sin = mx.split(found, 2, axis=-1)
         return cos, sin
 
 

@@ -28,7 +28,7 @@ class Place:
 
     def start_of(self, length: int) -> Start:
         """Position of the first of the last `length` tokens. Padding counts: only distances matter to a rotation."""
-        return self.end - length if self.where is None else self.where[:, -length]
+        return self.end - length if self.where is None else self.where[:, -length:]
 
     def mask(self, queries: int, keys: int, window: int | None) -> mx.array | str | None:
         """For the last `queries` tokens over the last `keys`; made once for all blocks that ask alike."""

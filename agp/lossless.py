@@ -1,7 +1,9 @@
-"""Tokens drafted at a tap, then all blocks above it once for all of them: each token is that of full depth.
+"""Tokens drafted below a tap, then all blocks above it once for all of them: each token is that of full depth.
 
 The blocks below the tap, and the keys and values they make, serve drafts and full depth alike; what is taken back is
-forgotten. A sampler gives the draft and its judge the same chances, so that drawn tokens are those of full depth too.
+forgotten. First come drafts that cost next to nothing, all in one pass through these blocks; the tap checks them, and
+goes on by itself where it is sure. A sampler gives a draft and its judge the same chances, so that drawn tokens are
+those of full depth too.
 """
 
 from collections.abc import Sequence
@@ -16,23 +18,32 @@ from agp.models.decoder import Stream
 from agp.replies import Replies
 
 
-class Drafted(NamedTuple):
-    """Of the next token of each row."""
+class Proposer(Protocol):
+    def __call__(self, texts: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+        """Of texts, with drafts after each, up to so many tokens that may come next."""
+        ...
 
-    read: mx.array  # B 1 D, as the model's head takes it
-    sure: mx.array  # B 1: log-odds that full depth says the same
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these go on."""
+
+
+class Drafted(NamedTuple):
+    """Of the tokens after some positions."""
+
+    read: mx.array  # B n D, as the model's head takes it
+    sure: mx.array  # B n: log-odds that full depth says the same
     seen: Any = None
 
 
 class Drafter(Protocol):
     tap: int  # the block after which it reads
 
-    def __call__(self, stream: Stream, states: mx.array) -> Drafted:
-        """After the newest of the positions since the last time, whose states are B n D."""
+    def __call__(self, stream: Stream, states: mx.array, there: np.ndarray) -> Drafted:
+        """After the newest positions. All `states` since the last time are B m D; of some rows not all are `there`."""
         ...
 
-    def accept(self, states: mx.array, kept: Sequence[int]) -> None:
-        """Of the positions since the last time each row's first so many stay."""
+    def accept(self, states: mx.array, stay: np.ndarray) -> None:
+        """Of the positions since the last time these stay, B m."""
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only these go on."""
@@ -41,72 +52,149 @@ class Drafter(Protocol):
         """So many new rows go on beside them."""
 
 
-class Lossless:
-    """Some tokens drafted at a tap, then all blocks above it once for all of them: each token is that of full depth."""
+class Lead(NamedTuple):
+    """A token that is gone on with."""
 
+    token: int
+    seen: Seen | None = None
+
+
+class Round:
+    """New places of all rows since full depth was asked last, B m: tokens there, and what is known below the tap."""
+
+    def __init__(self, rows: int):
+        self.tokens, self.there = np.zeros((rows, 0), int), np.zeros((rows, 0), bool)
+        self.hidden: Any = None
+        self.inputs: Any = None
+        self.seen: list[list[Seen | None]] = [[] for _ in range(rows)]  # what was said of each of the tokens
+
+    def add(self, tokens: np.ndarray, there: np.ndarray, stream: Stream, leads: Sequence[Lead | None]) -> None:
+        self.tokens, self.there = np.hstack([self.tokens, tokens]), np.hstack([self.there, there])
+        self.hidden, self.inputs = after(self.hidden, stream.hidden), after(self.inputs, stream.inputs)
+        for row, lead in zip(self.seen, leads, strict=True):
+            row += [None if lead is None else lead.seen, *[None] * (tokens.shape[1] - 1)]
+
+    def retain(self, kept: np.ndarray, gone: int) -> None:
+        """As the replies do."""
+        self.there[:, self.size - kept.shape[1] :] = kept
+        if gone:
+            self.tokens, self.there, self.hidden = self.tokens[:, :-gone], self.there[:, :-gone], self.hidden[:, :-gone]
+            self.inputs = None if self.inputs is None else self.inputs[:, :-gone]
+            self.seen = [row[:-gone] for row in self.seen]
+
+    @property
+    def size(self) -> int:
+        return self.tokens.shape[1]
+
+    def drafts(self) -> list[list[int]]:
+        """After the first token of each row, which is none."""
+        return [row[there].tolist()[1:] for row, there in zip(self.tokens, self.there, strict=True)]
+
+    def draws(self, counts: np.ndarray) -> np.ndarray:
+        """Which draw the token after each place is."""
+        return counts[:, None] + np.maximum(self.there.cumsum(1) - 1, 0)
+
+
+class Lossless:
     def __init__(
         self,
         replies: Replies,
         drafter: Drafter,
         sampler: Sampler = greedy,
         *,
+        proposer: Proposer | None = None,
         most: int = 4,
         least: float = 0.0,
         watch: int | None = None,
     ):
-        """At most so many drafts at once; none of which nobody is as sure as `least`, in log-odds."""
-        self.replies, self.drafter, self.sampler = replies, drafter, sampler
+        """At most so many drafts at once; by the tap only where it is as sure as `least`, in log-odds."""
+        self.replies, self.drafter, self.sampler, self.proposer = replies, drafter, sampler, proposer
         self.most, self.least, self.watched = most, least, Watch(watch)
         assert watch is None or watch > drafter.tap, "only what all positions pass together is watched"
 
     def step(self, counts: np.ndarray) -> list[list[Token]]:
-        replies, model = self.replies, self.replies.model
-        tokens, seen, stream, hidden, inputs = self.draft(counts)
-        size, watched = len(tokens), self.watched.begun(np.arange(len(counts)))
-        stream = stream._replace(hidden=hidden, inputs=joined(inputs))
-        logits = model.unembed(model.blocks(stream, start=self.drafter.tap + 1, visit=watched.visit))
-        at = counts[:, None] + np.arange(size)
-        truth = np.array(self.sampler(logits.flatten(0, 1), at.reshape(-1))).reshape(at.shape)
-        drafts = np.array(mx.stack(tokens[1:], axis=1)) if size > 1 else np.zeros((len(truth), 0), int)
-        right = np.cumprod(drafts == truth[:, : size - 1], axis=1).sum(1)
-        last, found = model.config.num_layers - 1, []
-        for row, many in enumerate(right.tolist()):
-            depth = [self.drafter.tap] * many + [last]
-            told = [*(Seen(of, row) for of in seen[:many]), None]
-            said = enumerate(zip(truth[row].tolist(), depth, told, strict=False))
-            found.append([Token(row, id, block, logits[row, i], of, watched.of(row, i)) for i, (id, block, of) in said])
-        kept = (right + 1).tolist()
-        replies.forget(kept, size)
-        self.drafter.accept(hidden, kept)
-        replies.current = truth[np.arange(len(truth)), right]
+        replies, model, tap = self.replies, self.replies.model, self.drafter.tap
+        done = self.draft(counts)
+        watched = self.watched.begun(np.arange(len(counts)))
+        stream = model.blocks(replies.stream(done.hidden, done.inputs), start=tap + 1, visit=watched.visit)
+        logits, draws = model.unembed(stream), done.draws(counts)
+        truth = np.array(self.sampler(logits.flatten(0, 1), draws.reshape(-1))).reshape(draws.shape)
+        stay, found = np.zeros_like(done.there), []
+        for row, there in enumerate(done.there):
+            places, tokens = np.flatnonzero(there).tolist(), []
+            for place, then in zip(places, [*places[1:], -1], strict=True):
+                stay[row, place], id = True, int(truth[row, place])
+                right = then >= 0 and done.tokens[row, then] == id
+                block, seen = (tap, done.seen[row][then]) if right else (model.config.num_layers - 1, None)
+                tokens.append(Token(row, id, block, logits[row, place], seen, watched.of(row, place)))
+                if not right:
+                    break
+            found.append(tokens)
+        self.drafter.accept(done.hidden, stay)
+        replies.retain(stay)
+        replies.close()
+        replies.say([[token.id for token in tokens] for tokens in found])
         return found
 
-    def draft(self, counts: np.ndarray):
-        """Tokens from the current one on, what was said of each draft, and what the blocks above take."""
-        replies, model, drafter = self.replies, self.replies.model, self.drafter
-        tokens, seen, hidden, inputs = [mx.array(replies.current)], [], None, []
-        while True:
-            stream = replies.run(tokens[-1][:, None], drafter.tap + 1)
-            hidden = stream.hidden if hidden is None else mx.concatenate([hidden, stream.hidden], axis=1)
-            inputs.append(stream.inputs)
-            if len(tokens) > self.most:
+    def draft(self, counts: np.ndarray) -> Round:
+        """Each row's last token, and what may come after it."""
+        replies, done = self.replies, Round(len(counts))
+        leads: list[Lead | None] = [Lead(text[-1]) for text in replies.texts]
+        while any(leads):
+            tokens, there = self.beside(leads, done)
+            stream = replies.run(mx.array(tokens), self.drafter.tap + 1)
+            done.add(tokens, there, stream, leads)
+            leads = [None] * len(leads)
+            if done.size <= self.most:
+                leads, there = self.check(done, there, stream, counts)
+            done.retain(there, replies.retain(there))
+        return done
+
+    def beside(self, leads: Sequence[Lead | None], done: Round) -> tuple[np.ndarray, np.ndarray]:
+        """What goes through the blocks below the tap at once, B n, and where there is something."""
+        proposed: list[list[int]] = [[] for _ in leads]
+        if self.proposer is not None:
+            ends = [[lead.token] if lead and done.size else [] for lead in leads]  # the first is in the text already
+            drafts = [[*of, *end] for of, end in zip(done.drafts(), ends, strict=True)]
+            proposed = self.proposer(self.replies.texts, drafts, self.most - done.size)
+        said = [[lead.token, *more] if lead else [] for lead, more in zip(leads, proposed, strict=True)]
+        tokens = np.zeros((len(said), max(map(len, said))), int)
+        for row, ids in zip(tokens, said, strict=True):
+            row[: len(ids)] = ids
+        return tokens, np.arange(tokens.shape[1]) < np.array([[len(ids)] for ids in said])
+
+    def check(
+        self, done: Round, there: np.ndarray, stream: Stream, counts: np.ndarray
+    ) -> tuple[list[Lead | None], np.ndarray]:
+        """By the tap: what it goes on with, and which of the newest places it leaves. Where it is unsure they stay."""
+        drafted, size = self.drafter(stream, done.hidden, done.there), there.shape[1]
+        logits, draws = self.replies.model.head(drafted.read), done.draws(counts)[:, -size:]
+        ids = np.array(self.sampler(logits.flatten(0, 1), draws.reshape(-1))).reshape(draws.shape)
+        sure, leads, kept = np.array(drafted.sure) >= self.least, [], there.copy()
+        for row in range(len(there)):
+            lead = None
+            for place in np.flatnonzero(there[row]).tolist():
+                id, seen = int(ids[row, place]), Seen(drafted.seen, (row, place))
+                more = place + 1 < size and there[row, place + 1]
+                if more and (done.tokens[row, place + 1 - size] == id or not sure[row, place]):
+                    done.seen[row][place + 1 - size] = seen
+                    continue
+                kept[row, place + 1 :] = False
+                lead = Lead(id, seen) if sure[row, place] else None
                 break
-            drafted = drafter(stream, hidden)
-            if not (drafted.sure >= self.least).any().item():
-                break
-            logits = model.head(drafted.read)[:, -1]
-            tokens.append(self.sampler(logits, counts + len(seen)))  # by the chances that full depth will have
-            seen.append(drafted.seen)
-        return tokens, seen, stream, hidden, inputs
+            leads.append(lead)
+        return leads, kept
 
     def keep(self, rows: Sequence[int]) -> None:
         self.replies.keep(rows)
         self.drafter.keep(rows)
+        if self.proposer is not None:
+            self.proposer.keep(rows)
 
     def join(self, replies: Replies) -> None:
         self.replies.join(replies)
-        self.drafter.join(len(replies.current))
+        self.drafter.join(len(replies.texts))
 
 
-def joined(parts: Sequence[Any]) -> Any:
-    return None if parts[0] is None else mx.concatenate(list(parts), axis=1)
+def after(known: Any, new: Any) -> Any:
+    return new if known is None else mx.concatenate([known, new], axis=1)

@@ -27,10 +27,10 @@ class Rows(NamedTuple):
 
 
 class Replies:
-    """`current` is the last token of each row, and the only one that is not in the cache."""
+    """Of each of the `texts` the cache has all tokens but the last."""
 
-    def __init__(self, model: Decoder, cache: Cache, where: np.ndarray, current: np.ndarray):
-        self.model, self.cache, self.where, self.current = model, cache, where, current
+    def __init__(self, model: Decoder, cache: Cache, where: np.ndarray, texts: list[list[int]]):
+        self.model, self.cache, self.where, self.texts = model, cache, where, texts
 
     @classmethod
     def begun(
@@ -48,7 +48,7 @@ class Replies:
         for r, prompt in enumerate(prompts):
             ids[r, longest + 1 - len(prompt) :] = prompt[:-1]
             where[r] -= longest + 1 - len(prompt)
-        replies = cls(model, model.make_cache(slack), where[:, :0], np.array([prompt[-1] for prompt in prompts]))
+        replies = cls(model, model.make_cache(slack), where[:, :0], [list(prompt) for prompt in prompts])
         for at in range(0, longest, chunk):
             part = slice(at, at + chunk)
             replies.run(mx.array(ids[:, part]), model.config.num_producers, where[:, part])
@@ -57,6 +57,16 @@ class Replies:
             if progress:
                 progress(min(at + chunk, longest), longest + 1)
         return replies
+
+    @property
+    def current(self) -> mx.array:
+        """The last token of each, B 1."""
+        return mx.array([text[-1:] for text in self.texts])
+
+    def say(self, tokens: Sequence[Sequence[int]]) -> None:
+        """They go on with these, of which the cache has all but the last."""
+        for text, more in zip(self.texts, tokens, strict=True):
+            text += more
 
     @property
     def lengths(self) -> np.ndarray:
@@ -74,23 +84,38 @@ class Replies:
         if where is None:
             where = self.lengths[:, None] + np.arange(tokens.shape[1])
         self.where = np.concatenate([self.where, where], axis=1)
-        told = None if len(self.where) == 1 else mx.array(self.where.astype(np.int32))
-        stream = self.model.embed(tokens, end=self.where.shape[1], where=told)
+        stream = self.model.embed(tokens, end=self.where.shape[1], where=self.told)
         return self.model.blocks(stream, stop=stop, cache=self.cache, visit=visit)
 
-    def forget(self, kept: Sequence[int], of: int) -> None:
-        """All but the first `kept` of each row's last `of` tokens."""
-        places, most = self.where.shape[1], max(kept)
-        self.cache.trim(of - most)
-        self.where = self.where[:, : places - (of - most)]
-        for row, count in zip(self.where, kept, strict=True):
-            row[places - of + count :] = -1
+    def stream(self, hidden: mx.array, inputs: mx.array | None) -> Stream:
+        """The newest places, B n, as blocks that make no keys and values take them."""
+        config = self.model.config
+        shared = {config.layer_types[i]: self.cache.layers[i].held() for i in config.lenders}
+        return Stream(hidden, inputs, self.where.shape[1], None, shared, where=self.told)
+
+    @property
+    def told(self) -> mx.array | None:
+        """Of one row alone nothing need be said."""
+        return None if len(self.where) == 1 else mx.array(self.where.astype(np.int32))
+
+    def retain(self, kept: np.ndarray) -> int:
+        """Of the last places only those that are `kept`, B n; says how many of the last are no longer there at all."""
+        gone = kept.shape[1] - 1 - int(np.flatnonzero(kept.any(axis=0)).max(initial=-1))
+        self.cache.trim(gone)
+        self.where = self.where[:, : self.where.shape[1] - gone]
+        kept = kept[:, : kept.shape[1] - gone]
+        last = self.where[:, self.where.shape[1] - kept.shape[1] :]
+        last[~kept] = -1
+        return gone
+
+    def close(self) -> None:
+        """The holes, where there are so many that a window might not be whole."""
         if self.holes > self.cache.slack // 2:
             self.keep(range(len(self.where)))
 
     def keep(self, rows: Sequence[int]) -> None:
         """These rows alone, closed up."""
-        self.current = self.current[list(rows)]
+        self.texts = [self.texts[row] for row in rows]
         self.cache, self.where = gathered(self.model, [Rows(self.cache, self.where)], [(0, row) for row in rows])
 
     def join(self, other: Self) -> None:
@@ -98,7 +123,7 @@ class Replies:
         both = [Rows(of.cache, of.where) for of in (self, other)]
         which = [(n, row) for n, of in enumerate(both) for row in range(len(of.where))]
         self.cache, self.where = gathered(self.model, both, which)
-        self.current = np.concatenate([self.current, other.current])
+        self.texts += other.texts
 
 
 def gathered(model: Decoder, given: Sequence[Rows], which: Sequence[tuple[int, int]]) -> tuple[Cache, np.ndarray]:

@@ -152,22 +152,27 @@ class Drafter:
         self.bundle, self.tap = bundle, bundle.taps[0]
         self.known: mx.array | None = None  # B P W: states of the last positions that stay, the newest last
 
-    def __call__(self, stream: Stream, states: mx.array) -> Drafted:
-        bundle = self.bundle
-        before = self.seen(states)[:, None, -2 : -bundle.window - 1 : -1]  # the nearest first
+    def __call__(self, stream: Stream, states: mx.array, there: np.ndarray) -> Drafted:
+        bundle, size = self.bundle, stream.hidden.shape[1]
+        ends = [[there.shape[1] - size + n for n in range(size)] for _ in there]
+        before = self.last(states, there, ends)[:, :, ::-1]  # the nearest first
         _, carried = bundle.hope(stream.hidden, bundle.late.begun(before))
         read = bundle.mend(stream.hidden[None], stream.place, stream.shared)
         look = bundle.look(carried, read)
         return Drafted(read, look.told.leave, look)
 
-    def seen(self, states: mx.array) -> mx.array:
+    def last(self, states: mx.array, there: np.ndarray, ends: Sequence[Sequence[int]]) -> mx.array:
+        """B n P W: of each row, before some ends, the last that are there; of `states` not all are."""
+        back = self.bundle.window - 1
         if self.known is None:
-            self.known = mx.zeros((len(states), self.bundle.window - 1, math.prod(states.shape[2:])))
-        return mx.concatenate([self.known, flat(states)], axis=1)
+            self.known = mx.zeros((len(states), back, math.prod(states.shape[2:])))
+        whole = np.pad(there, ((0, 0), (back, 0)), constant_values=True)
+        at = [[np.flatnonzero(row[: back + end])[-back:] for end in of] for row, of in zip(whole, ends, strict=True)]
+        rows = mx.arange(len(there))[:, None, None]
+        return mx.concatenate([self.known, flat(states)], axis=1)[rows, mx.array(np.array(at))]
 
-    def accept(self, states: mx.array, kept: Sequence[int]) -> None:
-        seen, back = self.seen(states), self.bundle.window - 1
-        self.known = mx.stack([row[count : count + back] for row, count in zip(seen, kept, strict=True)])
+    def accept(self, states: mx.array, stay: np.ndarray) -> None:
+        self.known = self.last(states, stay, [[stay.shape[1]]] * len(stay))[:, 0]
 
     def keep(self, rows: Sequence[int]) -> None:
         if self.known is not None:  # or it was never asked

@@ -15,24 +15,26 @@ Ctrl-C ends it; what was written stays. Without --temperature the likeliest toke
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
 import agp
 from agp import adapter_files
 from agp.adapters import attach
-from agp.follow import follow
-from agp.generate import Step, generate, make_sampler, until
+from agp.follow import Token, Way, follow
+from agp.generate import Sampler, Step, generate, make_sampler, until
 from agp.models.checks import accept
 from agp.models.load import DTYPES, TABLES, Loaded
 from agp.quant import BITS
 from agp.text import Tokenizer
 from scripts.asked import some_path
 from scripts.routes import MODES, Opened, Trace, opened, way
+
+One = TypeVar("One")
 
 QUIET = 2.0  # seconds of prefill before it is worth a word
 
@@ -65,10 +67,11 @@ def run(args) -> None:
         raise ValueError("; ".join(wrong))
     adapter = None if args.adapter is None else adapter_files.load(args.adapter)
     prompt = read_prompt(args.prompt)
-    if args.run is None:
-        heads, loaded = None, agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)
+    given = None if args.run is None else opened(args.run)
+    if given is None:
+        loaded = agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)
     else:
-        loaded, heads = opened(args.run)
+        loaded = given.loaded
     if adapter:
         attach(loaded.model, adapter.adapter, adapter.arrays)
     tokenizer = tokenizer_of(loaded)
@@ -78,8 +81,12 @@ def run(args) -> None:
     clock = Clock(len(tokens), loaded.config.max_position_embeddings)
     stop = {*tokenizer.eos_ids, *stop_ids(tokenizer, args.stop)}
     with written(args.trace) as file:
-        trace = None if heads is None or args.mode == "full" else Trace(heads, file)
-        steps = decoded(args, loaded, tokens, sampler, stop, clock, trace)
+        trace, how = None, {"max_tokens": args.max_tokens, "stop": stop}
+        if given is None or args.mode == "full":
+            steps = generate(loaded.model, tokens, sampler=sampler, progress=clock.prefill, **how)
+        else:
+            trace = Trace(given.heads, file)
+            steps = trace.through(follow(routed(args, given, tokens, sampler, clock), **how), tokenizer)
         try:
             for piece in until(tokenizer.stream(ids(clock.count(steps), stop)), args.stop):
                 print(piece, end="", flush=True)
@@ -88,17 +95,10 @@ def run(args) -> None:
     print()
 
 
-def decoded(args, loaded: Loaded, tokens, sampler, stop, clock: "Clock", trace: Trace | None) -> Iterator[Step]:
-    if trace is None:
-        yield from generate(
-            loaded.model, tokens, max_tokens=args.max_tokens, sampler=sampler, stop=stop, progress=clock.prefill
-        )
-        return
-    accept(loaded.config, loaded.model.identity, [tokens], None, None)
-    given, tell, risk = Opened(loaded, trace.heads), tokenizer_of(loaded), 0.01 if args.risk is None else args.risk
-    going = way(given, args.mode, [tokens], sampler, risk=risk, seed=args.seed, progress=clock.prefill)
-    for token in trace.through(follow(going, max_tokens=args.max_tokens, stop=stop), tell):
-        yield Step(token.id, token.logits)
+def routed(args, given: Opened, tokens: Sequence[int], sampler: Sampler, clock: "Clock") -> Way:
+    accept(given.loaded.config, given.loaded.model.identity, [list(tokens)], None, None)
+    risk = 0.01 if args.risk is None else args.risk
+    return way(given, args.mode, [tokens], sampler, risk=risk, seed=args.seed, progress=clock.prefill)
 
 
 @contextmanager
@@ -149,11 +149,12 @@ def stop_ids(tokenizer: Tokenizer, stops: Iterable[str]) -> list[int]:
     return [token for token in found if token is not None]
 
 
-def ids(steps: Iterable[Step], stop: Iterable[int]) -> Iterator[int]:
+def ids(steps: Iterable[Step | Token], stop: Iterable[int]) -> Iterator[int]:
     for step in steps:
-        if step.token in stop:
+        token = step.token if isinstance(step, Step) else step.id
+        if token in stop:
             return
-        yield step.token
+        yield token
 
 
 @dataclass
@@ -174,7 +175,7 @@ class Clock:
             left = spent * (total - done) / done
             print(f"prompt: {done} of {total} tokens, {left:.0f} s left", file=sys.stderr)
 
-    def count(self, steps: Iterable[Step]) -> Iterator[Step]:
+    def count(self, steps: Iterable[One]) -> Iterator[One]:
         for step in steps:
             self.last = time.perf_counter()
             self.first = self.first or self.last

@@ -11,22 +11,25 @@ from agp.audit import Audit
 from agp.early import Early, Watched
 from agp.follow import Token, Way
 from agp.generate import Sampler
+from agp.lookup import Ending, Lookup, common
 from agp.lossless import Lossless
 from agp.models.load import Loaded
 from agp.replies import SLACK, Progress, Replies
 from agp.text import Tokenizer
+from curricula.features import Features
 from curricula.teacher import folded, teacher
 from heads import bundle
 from heads.bundle import Bundle
 
 MODES = ("full", "early", "lossless")
-MOST = 4  # drafts at once
-LEAST = 1.0  # log-odds of the least sure of them
+MOST = 6  # drafts at once
+LEAST = 1.5  # log-odds of the least sure of those that the tap makes
 
 
 class Opened(NamedTuple):
     loaded: Loaded
     heads: Bundle
+    known: dict[Ending, int]  # what follows what in the teacher's own texts
 
 
 def opened(run: Path) -> Opened:
@@ -37,7 +40,15 @@ def opened(run: Path) -> Opened:
         )
     loaded = teacher(run / "domain")
     folded(loaded.model)
-    return Opened(loaded, bundle.load(run, loaded.model))
+    return Opened(loaded, bundle.load(run, loaded.model), known(run / "harvest"))
+
+
+def known(harvest: Path) -> dict[Ending, int]:
+    """Of what the heads learned from; nothing where a harvest, which is large, was cleared away."""
+    if not (harvest / "manifest.json").exists():
+        return {}
+    told = Features(harvest, "heads")
+    return common(told.of(document, "ids") for document in range(len(told.begins)))
 
 
 def way(
@@ -49,20 +60,22 @@ def way(
     risk: float,
     rate: float = 0.05,
     seed: int = 0,
+    watching: bool = True,
     progress: Progress | None = None,
 ) -> Way:
     """`early` or `lossless`; early is audited, and becomes lossless where its promise is found broken."""
-    model, heads = given.loaded.model, given.heads
+    model, heads = given.heads.decoder, given.heads
     room = MOST + 1 if len(prompts) == 1 else SLACK
     limit = limited(heads, risk) if mode == "early" else None
     replies = Replies.begun(model, prompts, slack=room, progress=progress)
-    lossless = Lossless(
-        replies, bundle.Drafter(heads), sampler, most=MOST, least=LEAST, watch=seen_above(heads, heads.taps[0])
-    )
+    named = heads.named if watching else None
+    above = named if named is not None and named > heads.taps[0] else None
+    lookup = Lookup(given.known)
+    lossless = Lossless(replies, bundle.Drafter(heads), sampler, proposer=lookup, most=MOST, least=LEAST, watch=above)
     if limit is None:
         return lossless
     audit, router = Audit(risk, rate, seed), bundle.Router(heads, limit)
-    return Watched(Early(replies, router, sampler, audit=audit, watch=heads.named), lossless)
+    return Watched(Early(replies, router, sampler, audit=audit, watch=named), lossless)
 
 
 def limited(heads: Bundle, risk: float) -> str:
@@ -74,10 +87,6 @@ def limited(heads: Bundle, risk: float) -> str:
     if known[name] is None:
         raise ValueError(f"at a risk of {name} this run lets no token leave early; {', '.join(known)} were asked for")
     return name
-
-
-def seen_above(heads: Bundle, tap: int) -> int | None:
-    return heads.named if heads.named > tap else None
 
 
 class Trace:
@@ -103,7 +112,7 @@ class Trace:
 def described(heads: Bundle, token: Token) -> dict[str, Any]:
     """One that needed all blocks goes on; one that left, or was drafted right, was mended at its tap."""
     last, seen = heads.decoder.config.num_layers - 1, token.seen
-    vitality: Any = None if seen is None else mx.sigmoid(seen.told.told.vitality[seen.at, 0]).item()
+    vitality: Any = None if seen is None else mx.sigmoid(seen.told.told.vitality[seen.at]).item()
     concepts = None if token.watched is None else list(dict.fromkeys(heads.concepts(token.watched[None, None])[0]))
     return {
         "token": token.id,

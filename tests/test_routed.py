@@ -33,21 +33,46 @@ def toy(family: str):
 class Lens:
     """Drafts by the model's own head at a tap, and is as sure as it is told."""
 
-    def __init__(self, model, tap, sure=1.0):
-        self.model, self.tap, self.sure, self.kept, self.positions = model, tap, sure, [], 0
+    def __init__(self, model, tap, sure=lambda logits: logits.max(-1) < 1e9):
+        self.model, self.tap, self.sure, self.kept, self.asked = model, tap, sure, [], []
 
-    def __call__(self, stream, states):
-        assert states.shape[1] >= 1 and mx.array_equal(states[:, -1:], stream.hidden)
-        return Drafted(self.model.normed(stream.hidden), mx.full((len(states), 1), self.sure))
+    def __call__(self, stream, states, there):
+        size = stream.hidden.shape[1]
+        assert states.shape[:2] == there.shape and mx.array_equal(states[:, -size:], stream.hidden)
+        self.asked.append(size)
+        read = self.model.normed(stream.hidden)
+        return Drafted(read, 2.0 * self.sure(self.model.head(read)) - 1)
 
-    def accept(self, states, kept):
-        self.kept += kept
-        self.positions += states.shape[1] * len(kept)
+    def accept(self, states, stay):
+        assert states.shape[:2] == stay.shape and stay[:, 0].all()
+        self.kept += stay.sum(1).tolist()
 
     def keep(self, rows):
         pass
 
     def join(self, count):
+        pass
+
+
+class Parrot:
+    """Proposes what comes next in a text that is known to it, or nonsense."""
+
+    def __init__(self, texts):
+        self.texts, self.rng, self.right, self.wrong = texts, np.random.default_rng(0), 0, 0
+
+    def __call__(self, texts, drafts, most):
+        return [self.after([*text, *more], most) for text, more in zip(texts, drafts, strict=True)]
+
+    def after(self, said, most):
+        known = next((text for text in self.texts if text[: len(said)] == said), None)
+        if known is None or self.rng.random() < 0.2:
+            self.wrong += 1
+            return self.rng.integers(96, size=self.rng.integers(max(most, 0) + 1)).tolist()
+        self.right += 1
+        found = known[len(said) : len(said) + self.rng.integers(max(most, 0) + 1)]
+        return [id if self.rng.random() < 0.8 else 7 for id in found]
+
+    def keep(self, rows):
         pass
 
 
@@ -80,6 +105,20 @@ def test_side_by_side_at_full_depth_rows_are_as_alone(family, rows):
     model = toy(family)
     way = Full(Replies.begun(model, PROMPTS[:rows], chunk=5))
     assert said(way, rows, 20) == [alone(model, prompt, 20) for prompt in PROMPTS[:rows]]
+
+
+@BOTH
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("least", [0.3, 1e9])
+def test_whatever_is_proposed_it_is_full_depth(family, rows, least):
+    """Proposals that are right, wrong or cut by a tap that is sure of another token, which goes on from there."""
+    model = toy(family)
+    expected = [alone(model, prompt, 40) for prompt in PROMPTS[:rows]]
+    parrot = Parrot([prompt + text for prompt, text in zip(PROMPTS, expected, strict=False)])
+    lens = Lens(model, model.config.num_producers - 1, lambda logits: ahead(logits) > least)
+    way = Lossless(Replies.begun(model, PROMPTS[:rows]), lens, proposer=parrot, most=6)
+    assert said(way, rows, 40) == expected
+    assert parrot.right > 5 and parrot.wrong > 0 and 1.3 < np.mean(lens.kept) and max(lens.asked) > 2
 
 
 @BOTH

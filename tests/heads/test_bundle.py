@@ -117,26 +117,40 @@ def test_a_drafter_is_as_sure_as_the_first_tap_whatever_was_taken_back():
     late, turn = at_once()[1].leave[:, 0], 0
     for document in longest(test):
         batch, drafter, at = test.together([document]), Drafter(given), 0
-        count = batch.chosen.shape[1]
+        count, places = batch.chosen.shape[1], batch.places[0]
         while at < count:
             some = min(3, count - at)
             states = batch.states[0][:, at : at + some]
+            there = np.ones((1, some), bool)
             for n in range(some):
-                drafted, place = drafter(stream(batch, at + n), states[:, : n + 1]), batch.places[0, at + n]
+                drafted = drafter(stream(batch, at + n, 1), states[:, : n + 1], there[:, : n + 1])
                 assert drafted.read.shape[:2] == (1, 1)
-                assert drafted.sure.item() == pytest.approx(late[place], abs=rounding(late))
+                assert drafted.sure.item() == pytest.approx(late[places[at + n]], abs=rounding(late))
+            together = drafter(stream(batch, at + some - 1, some), states, there).sure
+            assert np.array(together)[0] == pytest.approx(late[places[at : at + some]], abs=rounding(late))
             kept, turn = min(some, 1 + turn % 3), turn + 1
-            drafter.accept(states, [kept])
+            drafter.accept(states, np.arange(some)[None] < kept)
             at += kept
     assert turn > 6
 
 
-def stream(batch, n: int) -> Stream:
-    """At one position, with all up to it."""
+def test_a_drafter_minds_only_what_is_there():
+    """Of two replies side by side; between what one of them said before and now is a place that it lost."""
+    given, test = loaded()
+    batch, drafters = test.together(longest(test)[:2]), [Drafter(given) for _ in range(2)]
+    states = batch.states[0]
+    there = np.array([[True, False, True], [True, True, True]])
+    both = drafters[0].last(states[:, :3], there, [[2, 3], [2, 3]])
+    alone = drafters[1].last(states[:1, [0, 2]], there[:1, [0, 2]], [[1, 2]])
+    assert mx.array_equal(both[:1], alone) and not mx.array_equal(both[0], both[1])
+
+
+def stream(batch, n: int, size: int) -> Stream:
+    """At some positions that end with one, with all up to it."""
     after = batch.chosen.shape[1] - 1 - n
     width = batch.tokens.shape[1] - after
     shared = {kind: KV(*(x[:, :, :width] for x in kv)) for kind, kv in batch.shared.items()}
-    return Stream(batch.states[0][:, n : n + 1], None, batch.end - after, batch.pad, shared)
+    return Stream(batch.states[0][:, n + 1 - size : n + 1], None, batch.end - after, batch.pad, shared)
 
 
 def test_rows_that_end_or_go_on_alone_are_told_as_before():

@@ -1,0 +1,215 @@
+"""Speed of early and of lossless decoding beside full depth and mlx-lm: one process, the same weights, in turn.
+
+The run's model as it is, and widened so that it says the same and costs more (scripts/bench/widen.py): its exits are
+real at every size. A unit is a held-out prompt, answered by all ways one after another, in another order each time;
+what is timed is decoding alone. An answer of early is its own, as long as it is.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+from mlx_lm.generate import generate_step
+from mlx_lm.models import gemma4_text
+from tqdm import tqdm
+
+from agp.artifacts import write_results
+from agp.follow import follow
+from agp.generate import generate, make_sampler
+from agp.macs import macs
+from agp.models.decoder import Decoder
+from agp.stats import bootstrap_mean, paired_ratio
+from curricula.documents import Prompt, prompts
+from curricula.runner import read
+from curricula.stages import harvest, rows
+from heads.bundle import Bundle
+from scripts.bench.widen import headed, widened
+from scripts.routes import LEAST, MOST, Opened, opened, way
+
+COMMAND = "agp bench decode --routed"
+SEED = 0
+RISKS = (0.01, 0.05)
+WIDTHS = {"tiny": (1, 60), "100M": (5, 30), "500M": (12, 12)}  # how many times as wide, and prompts
+
+
+class Timed(NamedTuple):
+    seconds: float
+    tokens: int
+    drafted: float  # share of tokens that left early, or were drafted right
+
+
+Way = Callable[[Prompt, int], Iterator[int | tuple[int, bool]]]
+
+
+def measure(run: Path, name: str, count: int) -> dict[str, Any]:
+    given, (k, _) = opened(run), WIDTHS[name]
+    chosen = asked(run, given, count)
+    if k > 1:
+        wide = widened(given.loaded.model, k)
+        given = given._replace(heads=headed(given.heads, wide, k))
+    model, stop = given.heads.decoder, set(given.loaded.tokenizer.eos_ids)  # type: ignore[union-attr]
+    ways = {"full": full(model, stop), "mlx-lm": theirs(model, stop), "lossless": routed(given, "lossless", 0.0, stop)}
+    ways |= {f"early_{risk:g}": routed(given, "early", risk, stop) for risk in RISKS}
+    found: dict[str, list[Timed]] = {each: [] for each in ways}
+    same = 0
+    for n, prompt in enumerate(tqdm([chosen[0], *chosen], desc=name, leave=False)):
+        texts = {}
+        for each in sorted(ways, key=lambda each: hash_of(n, each)):
+            mx.clear_cache()
+            told, texts[each] = timed(ways[each], prompt, n)
+            if n:  # the first compiles and warms up
+                found[each].append(told)
+        same += bool(n) and texts["lossless"] == texts["full"]
+        gc.collect()
+    size = sum(a.size for _, a in flat(model))
+    return {"parameters": size, "same": same, "prompts": len(chosen), "found": found, "bound": bound(given.heads)}
+
+
+def flat(model: Decoder) -> Any:
+    return tree_flatten(model.parameters())
+
+
+def hash_of(n: int, name: str) -> int:
+    return int(np.random.default_rng([n, *name.encode()]).integers(1 << 30))
+
+
+def asked(run: Path, given: Opened, count: int) -> list[Prompt]:
+    """Of what the heads were tested on: questions, and beginnings of source that are gone on with by chance."""
+    config = harvest.Config(**typed(read(run / "harvest")["config"]))
+    of = {source: some for source, some in rows.read(run / "rows", "test").items() if source != rows.GENERAL}
+    all_of = prompts(of, given.loaded.tokenizer, **harvest.cuts(config, "test"))  # type: ignore[arg-type]
+    order = np.random.default_rng(SEED).permutation(len(all_of))
+    return [all_of[i] for i in order[:count]]
+
+
+def typed(given: dict[str, Any]) -> dict[str, Any]:
+    known = harvest.Config.__dataclass_fields__
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if name in known}
+
+
+def sampler(prompt: Prompt, n: int):
+    return make_sampler(1.0 if prompt.drawn else 0.0, seed=n)
+
+
+def full(model: Decoder, stop: set[int]) -> Way:
+    def tokens(prompt: Prompt, n: int):
+        for step in generate(model, prompt.ids, max_tokens=24, sampler=sampler(prompt, n), stop=stop):
+            yield step.token, False
+
+    return tokens
+
+
+def routed(given: Opened, mode: str, risk: float, stop: set[int]) -> Way:
+    last = given.heads.decoder.config.num_layers - 1
+
+    def tokens(prompt: Prompt, n: int):
+        going = way(given, mode, [prompt.ids], sampler(prompt, n), risk=risk, seed=n, watching=False)
+        for token in follow(going, max_tokens=24, stop=stop):
+            yield token.id, token.block < last
+
+    return tokens
+
+
+def theirs(model: Decoder, stop: set[int]) -> Way:
+    """mlx-lm's own loop over the very same arrays."""
+    config: Any = model.config
+    kinds = list(config.layer_types)
+    facts = {name: getattr(config, name) for name in SAME} | {"layer_types": kinds}
+    heads = {kind: config.head_dims[kinds.index(kind)] for kind in set(kinds)}
+    facts |= {"num_hidden_layers": len(kinds), "intermediate_size": config.widths[0], "use_double_wide_mlp": True}
+    facts |= {"head_dim": heads["sliding_attention"], "global_head_dim": heads["full_attention"]}
+    facts |= {"num_key_value_heads": config.kv_heads[0], "rope_parameters": dict(config.rope)}
+    other = gemma4_text.Model(gemma4_text.ModelArgs.from_dict(facts))
+    other.load_weights([(f"model.{path}", a) for path, a in flat(model)], strict=True)
+    stream = mx.default_stream(mx.default_device())
+
+    def tokens(prompt: Prompt, n: int):
+        draw, turn = sampler(prompt, n), iter(range(1 << 30))
+        choose = lambda logits: draw(logits, [next(turn)])
+        for token, _ in generate_step(mx.array(prompt.ids), other, stream, max_tokens=24, sampler=choose):  # type: ignore[call-arg]
+            yield int(token), False
+            if int(token) in stop:
+                return
+
+    return tokens
+
+
+SAME = (
+    "hidden_size",
+    "num_kv_shared_layers",
+    "num_attention_heads",
+    "hidden_size_per_layer_input",
+    "vocab_size",
+    "vocab_size_per_layer_input",
+    "sliding_window",
+    "final_logit_softcapping",
+    "max_position_embeddings",
+    "rms_norm_eps",
+)
+
+
+def timed(way: Way, prompt: Prompt, n: int) -> tuple[Timed, list[int]]:
+    """From the first token on: prefill is another matter."""
+    tokens: Any = way(prompt, n)
+    said, early = [next(tokens)[0]], 0
+    mx.synchronize()
+    began = time.perf_counter()
+    for id, left in tokens:
+        said.append(id)
+        early += left
+    mx.synchronize()
+    return Timed(time.perf_counter() - began, len(said) - 1, early / max(len(said) - 1, 1)), said
+
+
+def bound(heads: Bundle) -> dict[str, float]:
+    """What multiplications alone would allow, by risk, is the calibrate stage's; here what a check costs of a step."""
+    whole = macs(heads.decoder).whole
+    hoping, looking = zip(*(heads.late.macs(n) for n in range(len(heads.taps))), strict=True)
+    look = heads.modules[0].macs + heads.glance.macs + looking[0]
+    return {
+        "hope": sum(hoping) / whole,
+        "look": look / whole,
+        "leave_at_first": macs(heads.decoder).upto(heads.taps[0] + 1) / whole,
+    }
+
+
+def rates(found: list[Timed]) -> list[float]:
+    return [of.seconds / of.tokens for of in found]
+
+
+def summary(measured: dict[str, Any]) -> dict[str, Any]:
+    found = {name: [of for of in given] for name, given in measured["found"].items()}
+    whole = [n for n in range(measured["prompts"]) if all(found[name][n].tokens for name in found)]
+    some = {name: [given[n] for n in whole] for name, given in found.items()}
+    told: dict[str, Any] = {key: measured[key] for key in ("parameters", "same", "prompts", "bound")}
+    for name, given in some.items():
+        pairs = paired_ratio(rates(some["full"]), rates(given), SEED)
+        together = sum(of.tokens for of in given) / sum(of.seconds for of in given)
+        told[name] = {
+            "tokens_per_second": round(together, 2),
+            "ratio": round(pairs.value, 4),
+            "interval": [round(edge, 4) for edge in pairs.interval],
+            "ratio_of_sums": round(
+                together / (sum(o.tokens for o in some["full"]) / sum(o.seconds for o in some["full"])), 4
+            ),
+            "early": round(
+                bootstrap_mean([of.drafted * of.tokens for of in given], SEED, [of.tokens for of in given]).value, 4
+            ),
+        }
+    return told
+
+
+def line(name: str, told: dict[str, Any]) -> str:
+    parts = [f"{name:<5} {told['parameters'] / 1e6:6.1f} M, lossless alike {told['same']}/{told['prompts']}"]
+    for each, of in told.items():
+        if isinstance(of, dict) and "ratio" in of:
+            low, high = of["interval"]
+            parts.append(
+                f"{each} {of['tokens_per_second']} t/s, {of['ratio']:.3f} [{low:.3f}, {high:.3f}], all {of['ratio_of_sums']:.3f}, early {of['early']:.2f}"
+            )
+    return "\n  ".join(parts)
