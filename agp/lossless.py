@@ -6,6 +6,7 @@ goes on by itself where it is sure. A sampler gives a draft and its judge the sa
 those of full depth too.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ import numpy as np
 from agp.follow import Seen, Token, Watch
 from agp.generate import Sampler, greedy
 from agp.models.decoder import Stream
+from agp.pace import Pace
 from agp.replies import Replies
 
 
@@ -105,16 +107,19 @@ class Lossless:
         proposer: Proposer | None = None,
         most: int = 4,
         least: float = 0.0,
+        pace: Pace | None = None,
         watch: int | None = None,
     ):
-        """At most so many drafts at once; by the tap only where it is as sure as `least`, in log-odds."""
+        """At most so many drafts at once; by the tap only where it is as sure as `least`, in log-odds. With a `pace`
+        none where they would only cost time."""
         self.replies, self.drafter, self.sampler, self.proposer = replies, drafter, sampler, proposer
-        self.most, self.least, self.watched = most, least, Watch(watch)
+        self.most, self.least, self.pace, self.watched = most, least, pace, Watch(watch)
         assert watch is None or watch > drafter.tap, "only what all positions pass together is watched"
 
     def step(self, counts: np.ndarray) -> list[list[Token]]:
-        replies, model, tap = self.replies, self.replies.model, self.drafter.tap
-        done = self.draft(counts)
+        replies, model, tap, started = self.replies, self.replies.model, self.drafter.tap, time.perf_counter()
+        drafting = self.pace is None or self.pace.drafts()
+        done = self.draft(counts, self.most if drafting else 0)
         watched = self.watched.begun(np.arange(len(counts)))
         stream = model.blocks(replies.stream(done.hidden, done.inputs), start=tap + 1, visit=watched.visit)
         logits, draws = model.unembed(stream), done.draws(counts)
@@ -134,29 +139,31 @@ class Lossless:
         replies.retain(stay)
         replies.close()
         replies.say([[token.id for token in tokens] for tokens in found])
+        if self.pace is not None:
+            self.pace.took(drafting, time.perf_counter() - started, sum(map(len, found)))
         return found
 
-    def draft(self, counts: np.ndarray) -> Round:
+    def draft(self, counts: np.ndarray, most: int) -> Round:
         """Each row's last token, and what may come after it."""
         replies, done = self.replies, Round(len(counts))
         leads: list[Lead | None] = [Lead(text[-1]) for text in replies.texts]
         while any(leads):
-            tokens, there = self.beside(leads, done)
+            tokens, there = self.beside(leads, done, most)
             stream = replies.run(mx.array(tokens), self.drafter.tap + 1)
             done.add(tokens, there, stream, leads)
             leads = [None] * len(leads)
-            if done.size <= self.most:
+            if done.size <= most:
                 leads, there = self.check(done, there, stream, counts)
             done.retain(there, replies.retain(there))
         return done
 
-    def beside(self, leads: Sequence[Lead | None], done: Round) -> tuple[np.ndarray, np.ndarray]:
+    def beside(self, leads: Sequence[Lead | None], done: Round, most: int) -> tuple[np.ndarray, np.ndarray]:
         """What goes through the blocks below the tap at once, B n, and where there is something."""
         proposed: list[list[int]] = [[] for _ in leads]
         if self.proposer is not None:
             ends = [[lead.token] if lead and done.size else [] for lead in leads]  # the first is in the text already
             drafts = [[*of, *end] for of, end in zip(done.drafts(), ends, strict=True)]
-            proposed = self.proposer(self.replies.texts, drafts, self.most - done.size)
+            proposed = self.proposer(self.replies.texts, drafts, most - done.size)
         said = [[lead.token, *more] if lead else [] for lead, more in zip(leads, proposed, strict=True)]
         tokens = np.zeros((len(said), max(map(len, said))), int)
         for row, ids in zip(tokens, said, strict=True):

@@ -14,6 +14,7 @@ from agp.generate import Sampler
 from agp.lookup import Ending, Lookup, common
 from agp.lossless import Lossless
 from agp.models.load import Loaded
+from agp.pace import Pace
 from agp.replies import SLACK, Progress, Replies
 from agp.text import Tokenizer
 from curricula.features import Features
@@ -71,7 +72,9 @@ def way(
     named = heads.named if watching else None
     above = named if named is not None and named > heads.taps[0] else None
     lookup = Lookup(given.known)
-    lossless = Lossless(replies, bundle.Drafter(heads), sampler, proposer=lookup, most=MOST, least=LEAST, watch=above)
+    lossless = Lossless(
+        replies, bundle.Drafter(heads), sampler, proposer=lookup, most=MOST, least=LEAST, pace=Pace(), watch=above
+    )
     if limit is None:
         return lossless
     audit, router = Audit(risk, rate, seed), bundle.Router(heads, limit)
