@@ -62,6 +62,7 @@ def way(
     rate: float = 0.05,
     seed: int = 0,
     watching: bool = True,
+    pace: Pace | None = None,
     progress: Progress | None = None,
 ) -> Way:
     """`early` or `lossless`; early is audited, and becomes lossless where its promise is found broken."""
@@ -71,9 +72,9 @@ def way(
     replies = Replies.begun(model, prompts, slack=room, progress=progress)
     named = heads.named if watching else None
     above = named if named is not None and named > heads.taps[0] else None
-    lookup = Lookup(given.known)
+    drafter, lookup = bundle.Drafter(heads), Lookup(given.known)
     lossless = Lossless(
-        replies, bundle.Drafter(heads), sampler, proposer=lookup, most=MOST, least=LEAST, pace=Pace(), watch=above
+        replies, drafter, sampler, proposer=lookup, most=MOST, least=LEAST, pace=pace or Pace(), watch=above
     )
     if limit is None:
         return lossless

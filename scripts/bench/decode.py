@@ -2,6 +2,7 @@
 
 agp bench decode
 agp bench decode --sizes tiny --runs 3      a look; results are written when all sizes ran
+agp bench decode --routed runs/tiny         early and lossless decoding beside full depth and mlx-lm
 
 A pair is one prompt, then short stretches of decoding, by both in alternating order: what else the machine does hits
 both alike. mlx-lm runs its own generate_step. Weights are random, in float32.
@@ -24,6 +25,7 @@ from agp.generate import generate
 from agp.models import gemma4
 from agp.models.decoder import Decoder
 from agp.stats import Estimate, paired_ratio
+from scripts.bench import routed
 
 COMMAND = "agp bench decode"
 SEED = 0
@@ -99,10 +101,21 @@ def add_arguments(parser) -> None:
     parser.add_argument("--runs", type=int, default=8, help="pairs of prompts a size (default: 8)")
     parser.add_argument("--prompt", type=int, default=768, metavar="N", help="tokens of prompt (default: 768)")
     parser.add_argument("--tokens", type=int, default=32, metavar="N", help="tokens decoded a run (default: 32)")
+    parser.add_argument(
+        "--routed",
+        type=Path,
+        nargs="?",
+        const=Path("runs/tiny"),
+        metavar="RUN",
+        help="with the heads of a finished run",
+    )
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where decode.json goes (default: results/)")
 
 
 def run(args) -> None:
+    if args.routed is not None:
+        routed.run(args)
+        return
     if args.runs < 2 or args.prompt < 2 or args.tokens < STRETCH:
         raise ValueError(f"at least 2 runs, 2 tokens of prompt and {STRETCH} tokens to decode are needed")
     sizes = {}

@@ -23,13 +23,14 @@ from agp.follow import follow
 from agp.generate import generate, make_sampler
 from agp.macs import macs
 from agp.models.decoder import Decoder
+from agp.pace import Pace
 from agp.stats import bootstrap_mean, paired_ratio
 from curricula.documents import Prompt, prompts
 from curricula.runner import read
 from curricula.stages import harvest, rows
 from heads.bundle import Bundle
 from scripts.bench.widen import headed, widened
-from scripts.routes import LEAST, MOST, Opened, opened, way
+from scripts.routes import Opened, opened, way
 
 COMMAND = "agp bench decode --routed"
 SEED = 0
@@ -67,7 +68,7 @@ def measure(run: Path, name: str, count: int) -> dict[str, Any]:
         same += bool(n) and texts["lossless"] == texts["full"]
         gc.collect()
     size = sum(a.size for _, a in flat(model))
-    return {"parameters": size, "same": same, "prompts": len(chosen), "found": found, "bound": bound(given.heads)}
+    return {"parameters": size, "same": same, "prompts": len(chosen), "found": found, "shares": shares(given.heads)}
 
 
 def flat(model: Decoder) -> Any:
@@ -105,10 +106,10 @@ def full(model: Decoder, stop: set[int]) -> Way:
 
 
 def routed(given: Opened, mode: str, risk: float, stop: set[int]) -> Way:
-    last = given.heads.decoder.config.num_layers - 1
+    last, pace = given.heads.decoder.config.num_layers - 1, Pace()
 
     def tokens(prompt: Prompt, n: int):
-        going = way(given, mode, [prompt.ids], sampler(prompt, n), risk=risk, seed=n, watching=False)
+        going = way(given, mode, [prompt.ids], sampler(prompt, n), risk=risk, seed=n, watching=False, pace=pace)
         for token in follow(going, max_tokens=24, stop=stop):
             yield token.id, token.block < last
 
@@ -166,50 +167,86 @@ def timed(way: Way, prompt: Prompt, n: int) -> tuple[Timed, list[int]]:
     return Timed(time.perf_counter() - began, len(said) - 1, early / max(len(said) - 1, 1)), said
 
 
-def bound(heads: Bundle) -> dict[str, float]:
-    """What multiplications alone would allow, by risk, is the calibrate stage's; here what a check costs of a step."""
-    whole = macs(heads.decoder).whole
+def shares(heads: Bundle) -> dict[str, float]:
+    """Of a token's multiplications: of hope at all taps, of a look at the first, of all blocks up to it."""
+    count = macs(heads.decoder)
     hoping, looking = zip(*(heads.late.macs(n) for n in range(len(heads.taps))), strict=True)
-    look = heads.modules[0].macs + heads.glance.macs + looking[0]
-    return {
-        "hope": sum(hoping) / whole,
-        "look": look / whole,
-        "leave_at_first": macs(heads.decoder).upto(heads.taps[0] + 1) / whole,
-    }
+    look, first = heads.modules[0].macs + heads.glance.macs + looking[0], count.upto(heads.taps[0] + 1)
+    return {"hope": sum(hoping) / count.whole, "look": look / count.whole, "first": first / count.whole}
 
 
 def rates(found: list[Timed]) -> list[float]:
     return [of.seconds / of.tokens for of in found]
 
 
+def together(found: list[Timed]) -> float:
+    """Tokens a second, all prompts as one."""
+    return sum(of.tokens for of in found) / sum(of.seconds for of in found)
+
+
 def summary(measured: dict[str, Any]) -> dict[str, Any]:
-    found = {name: [of for of in given] for name, given in measured["found"].items()}
-    whole = [n for n in range(measured["prompts"]) if all(found[name][n].tokens for name in found)]
+    """Prompts that some way answers with one token have nothing to time."""
+    found: dict[str, list[Timed]] = measured.pop("found")
+    whole = [n for n in range(measured["prompts"]) if all(given[n].tokens for given in found.values())]
     some = {name: [given[n] for n in whole] for name, given in found.items()}
-    told: dict[str, Any] = {key: measured[key] for key in ("parameters", "same", "prompts", "bound")}
+    ways = {}
     for name, given in some.items():
-        pairs = paired_ratio(rates(some["full"]), rates(given), SEED)
-        together = sum(of.tokens for of in given) / sum(of.seconds for of in given)
-        told[name] = {
-            "tokens_per_second": round(together, 2),
+        pairs, counts = paired_ratio(rates(some["full"]), rates(given), SEED), [of.tokens for of in given]
+        early = bootstrap_mean([of.drafted * of.tokens for of in given], SEED, counts)
+        ways[name] = {
+            "tokens_per_second": round(together(given), 2),
             "ratio": round(pairs.value, 4),
             "interval": [round(edge, 4) for edge in pairs.interval],
-            "ratio_of_sums": round(
-                together / (sum(o.tokens for o in some["full"]) / sum(o.seconds for o in some["full"])), 4
-            ),
-            "early": round(
-                bootstrap_mean([of.drafted * of.tokens for of in given], SEED, [of.tokens for of in given]).value, 4
-            ),
+            "ratio_together": round(together(given) / together(some["full"]), 4),
+            "early": round(early.value, 4),
         }
-    return told
+    return measured | {"timed": len(whole), "ways": ways}
 
 
 def line(name: str, told: dict[str, Any]) -> str:
-    parts = [f"{name:<5} {told['parameters'] / 1e6:6.1f} M, lossless alike {told['same']}/{told['prompts']}"]
-    for each, of in told.items():
-        if isinstance(of, dict) and "ratio" in of:
-            low, high = of["interval"]
-            parts.append(
-                f"{each} {of['tokens_per_second']} t/s, {of['ratio']:.3f} [{low:.3f}, {high:.3f}], all {of['ratio_of_sums']:.3f}, early {of['early']:.2f}"
-            )
+    parts = [f"{name:<5} {told['parameters'] / 1e6:6.1f} M, {told['same']} of {told['prompts']} lossless answers alike"]
+    for each, of in told["ways"].items():
+        low, high = of["interval"]
+        ratio = f"{of['ratio']:.3f} [{low:.3f}, {high:.3f}], together {of['ratio_together']:.3f}"
+        parts.append(f"{each:<10} {of['tokens_per_second']:7.2f} tokens/s, {ratio}, early {of['early']:.2f}")
     return "\n  ".join(parts)
+
+
+def run(args) -> None:
+    sizes = {}
+    for name in args.sizes:
+        sizes[name] = summary(measure(args.routed, name, WIDTHS[name][1]))
+        print(line(name, sizes[name]), flush=True)
+        gc.collect()
+        mx.clear_cache()
+    if len(sizes) < len(WIDTHS):
+        print("not written: results/routed.json holds all sizes")
+        return
+    print(write(sizes, args.folder))
+
+
+def write(sizes: dict[str, Any], folder: Path) -> Path:
+    def figure(way: str, goal: str) -> dict[str, Any]:
+        return {
+            "value": {name: of["ways"][way]["ratio"] for name, of in sizes.items()},
+            "interval": {name: of["ways"][way]["interval"] for name, of in sizes.items()},
+            "goal": goal,
+            "command": COMMAND,
+            "proxy": True,
+        }
+
+    figures = {
+        "lossless.speed_ratio": figure("lossless", ">= 1.35"),
+        "early.speed_ratio_1pct": figure("early_0.01", ">= 1.15"),
+        "early.speed_ratio_5pct": figure("early_0.05", ">= 1.3"),
+    }
+    return write_results(
+        "routed",
+        figures,
+        folder=folder,
+        what="speed over full depth of the same model, median of prompts, bootstrap over prompts; float32; wider sizes "
+        "say what the run's model says and cost more",
+        config={name: {"times as wide": k, "prompts": count} for name, (k, count) in WIDTHS.items()},
+        seeds={"prompts": SEED, "draws": "number of the prompt", "bootstrap": SEED},
+        sizes=sizes,
+    )
