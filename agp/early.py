@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from agp.audit import Audit
+from agp.beyond import Beyond, Said, within
 from agp.cache import KV
 from agp.follow import Seen, Token, Watch
 from agp.generate import Sampler, greedy
@@ -42,6 +43,13 @@ class Let(NamedTuple):
     read: mx.array  # 1 D
 
 
+class Away(NamedTuple):
+    """Rows that went to full depth elsewhere."""
+
+    rows: list[int]
+    said: Said | None
+
+
 class Router(Protocol):
     taps: tuple[int, ...]  # blocks
 
@@ -69,28 +77,42 @@ class Early:
         *,
         audit: Audit | None = None,
         watch: int | None = None,
+        beyond: Beyond | None = None,
     ):
-        self.replies, self.router, self.sampler, self.audit = replies, router, sampler, audit
+        self.replies, self.router, self.sampler, self.audit, self.beyond = replies, router, sampler, audit, beyond
         self.watched = Watch(watch)
 
     def step(self, counts: np.ndarray) -> list[list[Token]]:
         replies, rows = self.replies, len(self.replies.texts)
         asked = np.zeros(rows, bool) if self.audit is None else self.audit.drawn(rows)
-        left, ended = self.climb(asked)
-        reads = {at: leaving.read for at, leaving in left.items()} | ended
-        logits = self.replies.model.head(mx.stack([reads[at] for at in range(rows)]))[:, 0]
-        ids = np.array(self.sampler(logits, counts))
+        left, ended, away = self.climb(asked)
+        ids, logits = self.chosen(left, ended, away, counts)
         if self.audit is not None:
             self.compare(ids, left, np.flatnonzero(asked), counts)
         replies.say(ids[:, None].tolist())
         last, found = replies.model.config.num_layers - 1, []
         for at, id in enumerate(ids.tolist()):
-            block, seen = (last, None) if at in ended else left[at][:2]
-            found.append([Token(at, id, block, logits[at], seen, self.watched.of(at))])
+            block, seen = (last, None) if at in ended or at in away.rows else left[at][:2]
+            found.append([Token(at, id, block, logits.get(at), seen, self.watched.of(at))])
         return found
 
-    def climb(self, asked: np.ndarray) -> tuple[dict[int, Let], dict[int, mx.array]]:
-        """Who may leave, by row, and what is read, 1 D, of those that went to full depth."""
+    def chosen(self, left: Mapping[int, Let], ended: dict[int, mx.array], away: Away, counts: np.ndarray):
+        """The token of each row, and where that is known here what it was chosen from."""
+        reads = {at: leaving.read for at, leaving in left.items() if at not in away.rows} | ended
+        ids, logits, here = np.zeros(len(counts), int), {}, sorted(reads)
+        if here:
+            told = self.replies.model.head(mx.stack([reads[at] for at in here]))[:, 0]
+            ids[here], logits = np.array(self.sampler(told, counts[here])), dict(zip(here, told, strict=True))
+        if away.said is not None and away.said.logits is not None:
+            told = away.said.logits[:, 0]
+            ids[away.rows] = np.array(self.sampler(told, counts[away.rows]))
+            logits |= dict(zip(away.rows, told, strict=True))
+        elif away.said is not None:
+            ids[away.rows] = away.said.tokens[:, 0]
+        return ids, logits
+
+    def climb(self, asked: np.ndarray) -> tuple[dict[int, Let], dict[int, mx.array], Away]:
+        """Who may leave, by row; what is read, 1 D, of those that went to full depth; and who did so elsewhere."""
         model, router, left = self.replies.model, self.router, {}
         rows, states, below = np.arange(len(asked)), [], router.taps[0] + 1
         watched = self.watched.begun(rows)
@@ -106,14 +128,19 @@ class Early:
                 left.setdefault(int(rows[at]), Let(tap, Seen(told.seen, (at, 0)), told.read[at]))
             going = np.flatnonzero(~leaves | asked[rows]).tolist()
             if not going:
-                return left, {}
+                return left, {}, Away([], None)
             if len(going) < len(rows):
                 rows, at = rows[going], mx.array(going)
                 watched.rows = rows
                 router.narrow(going)
                 stream, states = narrowed(stream, at), [state[at] for state in states]
+        if self.beyond is not None:
+            stream, tokens = within(stream, model.config), self.replies.current[mx.array(rows)]
+            said = self.beyond(stream, tokens, rows.tolist(), logits=self.sampler is not greedy)
+            if said is not None:
+                return left, {}, Away(rows.tolist(), said)
         normed = model.normed(model.blocks(stream, start=below, visit=watched.visit).hidden)
-        return left, {int(row): normed[at] for at, row in enumerate(rows)}
+        return left, {int(row): normed[at] for at, row in enumerate(rows)}, Away([], None)
 
     def compare(self, ids: np.ndarray, left: Mapping[int, Let], asked: np.ndarray, counts: np.ndarray) -> None:
         assert self.audit is not None
@@ -128,10 +155,14 @@ class Early:
     def keep(self, rows: Sequence[int]) -> None:
         self.replies.keep(rows)
         self.router.keep(rows)
+        if self.beyond is not None:
+            self.beyond.keep(rows)
 
     def join(self, replies: Replies) -> None:
         self.replies.join(replies)
         self.router.join(len(replies.texts))
+        if self.beyond is not None:
+            self.beyond.join(len(replies.texts))
 
 
 class Watched:
@@ -151,11 +182,11 @@ class Watched:
 
     def keep(self, rows: Sequence[int]) -> None:
         self.early.keep(rows)
-        self.lossless.drafter.keep(rows)
+        self.lossless.forget(rows)
 
     def join(self, replies: Replies) -> None:
         self.early.join(replies)
-        self.lossless.drafter.join(len(replies.texts))
+        self.lossless.expect(len(replies.texts))
 
 
 def narrowed(stream: Stream, at: mx.array) -> Stream:

@@ -23,7 +23,7 @@ class Token(NamedTuple):
     row: int
     id: int
     block: int  # the last that it needed
-    logits: mx.array  # V: what it was chosen from
+    logits: mx.array | None  # V: what it was chosen from, unless that was elsewhere
     seen: Seen | None = None  # what the router or the drafter said of it
     watched: mx.array | None = None  # its state after the block that is watched, if it came so far
     seconds: float = 0.0
@@ -50,7 +50,12 @@ class Full:
 
     def __init__(self, replies: Replies, sampler: Sampler = greedy):
         self.replies, self.sampler = replies, sampler
-        self.keep, self.join = replies.keep, replies.join
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.replies.keep(rows)
+
+    def join(self, replies: Replies) -> None:
+        self.replies.join(replies)
 
     def step(self, counts: np.ndarray) -> list[list[Token]]:
         replies, model = self.replies, self.replies.model

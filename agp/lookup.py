@@ -43,7 +43,10 @@ class Lookup:
         return found
 
     def keep(self, rows: Sequence[int]) -> None:
-        self._seen, self._upto = [self._seen[row] for row in rows], [self._upto[row] for row in rows]
+        """Those that it has not met yet begin at the next step."""
+        met = len(self._seen)
+        self._seen = [self._seen[row] if row < met else {} for row in rows]
+        self._upto = [self._upto[row] if row < met else 1 for row in rows]
 
 
 def endings(tokens: Sequence[int], least: int) -> list[Ending]:

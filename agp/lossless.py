@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import mlx.core as mx
 import numpy as np
 
+from agp.beyond import Beyond, within
 from agp.follow import Seen, Token, Watch
 from agp.generate import Sampler, greedy
 from agp.models.decoder import Stream
@@ -105,6 +106,7 @@ class Lossless:
         sampler: Sampler = greedy,
         *,
         proposer: Proposer | None = None,
+        beyond: Beyond | None = None,
         most: int = 4,
         least: float = 0.0,
         pace: Pace | None = None,
@@ -113,7 +115,7 @@ class Lossless:
         """At most so many drafts at once; by the tap only where it is as sure as `least`, in log-odds. With a `pace`
         none where they would only cost time."""
         self.replies, self.drafter, self.sampler, self.proposer = replies, drafter, sampler, proposer
-        self.most, self.least, self.pace, self.watched = most, least, pace, Watch(watch)
+        self.most, self.least, self.pace, self.watched, self.beyond = most, least, pace, Watch(watch), beyond
         assert watch is None or watch > drafter.tap, "only what all positions pass together is watched"
 
     def step(self, counts: np.ndarray) -> list[list[Token]]:
@@ -121,9 +123,7 @@ class Lossless:
         drafting = self.pace is None or self.pace.drafts()
         done = self.draft(counts, self.most if drafting else 0)
         watched = self.watched.begun(np.arange(len(counts)))
-        stream = model.blocks(replies.stream(done.hidden, done.inputs), start=tap + 1, visit=watched.visit)
-        logits, draws = model.unembed(stream), done.draws(counts)
-        truth = np.array(self.sampler(logits.flatten(0, 1), draws.reshape(-1))).reshape(draws.shape)
+        truth, logits = self.judged(done, done.draws(counts))
         stay, found = np.zeros_like(done.there), []
         for row, there in enumerate(done.there):
             places, tokens = np.flatnonzero(there).tolist(), []
@@ -131,7 +131,8 @@ class Lossless:
                 stay[row, place], id = True, int(truth[row, place])
                 right = then >= 0 and done.tokens[row, then] == id
                 block, seen = (tap, done.seen[row][then]) if right else (model.config.num_layers - 1, None)
-                tokens.append(Token(row, id, block, logits[row, place], seen, watched.of(row, place)))
+                of = None if logits is None else logits[row, place]
+                tokens.append(Token(row, id, block, of, seen, watched.of(row, place)))
                 if not right:
                     break
             found.append(tokens)
@@ -142,6 +143,20 @@ class Lossless:
         if self.pace is not None:
             self.pace.took(drafting, time.perf_counter() - started, sum(map(len, found)))
         return found
+
+    def judged(self, done: Round, draws: np.ndarray) -> tuple[np.ndarray, mx.array | None]:
+        """What full depth says after every place, and what it was chosen from, where that is known here."""
+        model, said = self.replies.model, None
+        stream = self.replies.stream(done.hidden, done.inputs)
+        if self.beyond is not None:
+            stream, tokens = within(stream, model.config), mx.array(done.tokens)
+            said = self.beyond(stream, tokens, range(len(draws)), logits=self.sampler is not greedy)
+        if said is not None and said.logits is None:
+            return said.tokens, None
+        if said is None:
+            stream = model.blocks(stream, start=self.drafter.tap + 1, visit=self.watched.visit)
+        logits: Any = model.unembed(stream) if said is None else said.logits
+        return np.array(self.sampler(logits.flatten(0, 1), draws.reshape(-1))).reshape(draws.shape), logits
 
     def draft(self, counts: np.ndarray, most: int) -> Round:
         """Each row's last token, and what may come after it."""
@@ -194,13 +209,25 @@ class Lossless:
 
     def keep(self, rows: Sequence[int]) -> None:
         self.replies.keep(rows)
+        self.forget(rows)
+
+    def forget(self, rows: Sequence[int]) -> None:
+        """All but these, of what is known beside the replies."""
         self.drafter.keep(rows)
         if self.proposer is not None:
             self.proposer.keep(rows)
+        if self.beyond is not None:
+            self.beyond.keep(rows)
 
     def join(self, replies: Replies) -> None:
         self.replies.join(replies)
-        self.drafter.join(len(replies.texts))
+        self.expect(len(replies.texts))
+
+    def expect(self, count: int) -> None:
+        """So many new rows, of what is known beside the replies."""
+        self.drafter.join(count)
+        if self.beyond is not None:
+            self.beyond.join(count)
 
 
 def after(known: Any, new: Any) -> Any:

@@ -4,12 +4,12 @@ A row's places are those of its own text, so it is turned and masked as it would
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import mlx.core as mx
 import numpy as np
 
-from agp.cache import KV, Cache
+from agp.cache import KV, Cache, LayerCache
 from agp.generate import CHUNK
 from agp.models.decoder import Decoder, Stream
 from agp.sites import Visit, plain
@@ -136,19 +136,26 @@ def gathered(model: Decoder, given: Sequence[Rows], which: Sequence[tuple[int, i
         return cache, where
     for i, layer in enumerate(cache.layers):
         parts = [closed(given[n].cache.layers[i], row, at) for (n, row), at in zip(which, there, strict=True)]
-        size = max(part.keys.shape[2] for part in parts)
-        layer.put(KV(*(mx.concatenate([padded(a, size) for a in of]) for of in zip(*parts, strict=True))), length)
+        most = max((part for part in parts if part), key=lambda part: part.keys.shape[2])
+        whole = [[padded(a, like) for a, like in zip(part or none(most), most, strict=True)] for part in parts]
+        layer.put(KV(*(mx.concatenate(list(of)) for of in zip(*whole, strict=True))), length)
     mx.eval(cache.arrays)
     return cache, where
 
 
-def closed(layer: Any, row: int, places: np.ndarray) -> KV:
-    """What the layer still holds of a row's places, 1 H S K."""
+def closed(layer: LayerCache, row: int, places: np.ndarray) -> KV | None:
+    """What the layer still holds of a row's places, 1 H S K; none where nothing was ever there."""
+    if not layer.offset:
+        return None
     held = layer.held()
     first = layer.offset - held.keys.shape[2]
     at = mx.array(places[places >= first] - first)
     return KV(*(a[row : row + 1, :, at] for a in held))
 
 
-def padded(a: mx.array, size: int) -> mx.array:
-    return mx.pad(a, [(0, 0), (0, 0), (size - a.shape[2], 0), (0, 0)])
+def none(like: KV) -> KV:
+    return KV(*(a[:1, :, :0] for a in like))
+
+
+def padded(a: mx.array, like: mx.array) -> mx.array:
+    return mx.pad(a, [(0, 0), (0, 0), (like.shape[2] - a.shape[2], 0), (0, 0)])

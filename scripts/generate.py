@@ -25,14 +25,16 @@ import mlx.core as mx
 import agp
 from agp import adapter_files
 from agp.adapters import attach
+from agp.audit import Audit
 from agp.follow import Token, Way, follow
 from agp.generate import Sampler, Step, generate, make_sampler, until
 from agp.models.checks import accept
 from agp.models.load import DTYPES, TABLES, Loaded
 from agp.quant import BITS
+from agp.replies import Replies
 from agp.text import Tokenizer
 from scripts.asked import some_path
-from scripts.routes import MODES, Opened, Trace, opened, way
+from scripts.routes import MODES, MOST, RATE, Opened, Trace, limited, opened, way
 
 One = TypeVar("One")
 
@@ -96,9 +98,13 @@ def run(args) -> None:
 
 
 def routed(args, given: Opened, tokens: Sequence[int], sampler: Sampler, clock: "Clock") -> Way:
-    accept(given.loaded.config, given.loaded.model.identity, [list(tokens)], None, None)
-    risk = 0.01 if args.risk is None else args.risk
-    return way(given, args.mode, [tokens], sampler, risk=risk, seed=args.seed, progress=clock.prefill)
+    audit, model = None, given.heads.decoder
+    accept(model.config, model.identity, [list(tokens)], None, None)
+    if args.mode == "early":
+        audit = Audit(0.01 if args.risk is None else args.risk, RATE, args.seed)
+        limited(given.heads, audit.risk)
+    replies = Replies.begun(model, [tokens], slack=MOST + 1, progress=clock.prefill)
+    return way(given, args.mode, replies, sampler, audit=audit)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A run opened for decoding: its teacher, its heads, and the way that a mode names; what each token of it carries."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,13 +9,13 @@ import mlx.core as mx
 
 from agp.audit import Audit
 from agp.early import Early, Watched
-from agp.follow import Token, Way
+from agp.follow import Full, Token
 from agp.generate import Sampler
 from agp.lookup import Ending, Lookup, common
 from agp.lossless import Lossless
 from agp.models.load import Loaded
 from agp.pace import Pace
-from agp.replies import SLACK, Progress, Replies
+from agp.replies import Replies
 from agp.text import Tokenizer
 from curricula.features import Features
 from curricula.teacher import folded, teacher
@@ -24,6 +24,7 @@ from heads.bundle import Bundle
 
 MODES = ("full", "early", "lossless")
 MOST = 6  # drafts at once
+RATE = 0.05  # of early tokens that are audited
 LEAST = 1.5  # log-odds of the least sure of those that the tap makes
 
 
@@ -55,30 +56,27 @@ def known(harvest: Path) -> dict[Ending, int]:
 def way(
     given: Opened,
     mode: str,
-    prompts: Sequence[Sequence[int]],
+    replies: Replies,
     sampler: Sampler,
     *,
-    risk: float,
-    rate: float = 0.05,
-    seed: int = 0,
-    watching: bool = True,
+    audit: Audit | None = None,
     pace: Pace | None = None,
-    progress: Progress | None = None,
-) -> Way:
-    """`early` or `lossless`; early is audited, and becomes lossless where its promise is found broken."""
-    model, heads = given.heads.decoder, given.heads
-    room = MOST + 1 if len(prompts) == 1 else SLACK
-    limit = limited(heads, risk) if mode == "early" else None
-    replies = Replies.begun(model, prompts, slack=room, progress=progress)
+    watching: bool = True,
+) -> Full | Lossless | Watched:
+    """How `mode` goes on with replies. Early is audited, and becomes lossless where its promise is found broken."""
+    if mode == "full":
+        return Full(replies, sampler)
+    heads = given.heads
     named = heads.named if watching else None
     above = named if named is not None and named > heads.taps[0] else None
     drafter, lookup = bundle.Drafter(heads), Lookup(given.known)
     lossless = Lossless(
         replies, drafter, sampler, proposer=lookup, most=MOST, least=LEAST, pace=pace or Pace(), watch=above
     )
-    if limit is None:
+    if mode == "lossless":
         return lossless
-    audit, router = Audit(risk, rate, seed), bundle.Router(heads, limit)
+    assert audit is not None, "what early promises is watched"
+    router = bundle.Router(heads, limited(heads, audit.risk))
     return Watched(Early(replies, router, sampler, audit=audit, watch=named), lossless)
 
 

@@ -35,6 +35,8 @@ def test_rows_are_apart_and_may_leave_and_come():
     lookup.keep([1])
     assert lookup([[*two, D, A]], [[]], 1) == [[D]]
     assert lookup([[*two, D, A], one], [[], []], 1) == [[D], [B]]
+    lookup.keep([1, 2, 0])  # the third has come and was not met yet
+    assert lookup([one, [A, E, A], [*two, D, A]], [[], [], []], 1) == [[B], [E], [D]]
 
 
 def test_no_more_than_asked_for():

@@ -1,6 +1,7 @@
 """Routed decoding: lossless says what full depth says, early what the router lets through, rows as they would alone.
 
-Seen to fail when broken: TODO
+Seen to fail when broken: places after a hole turned as if they followed each other, holes left in view, sliding layers
+without slack, a draft's draw that is not its judge's, an audited row that is let go.
 """
 
 from functools import cache
@@ -20,6 +21,7 @@ from tests import toys
 from tests.toys import text
 
 BOTH = pytest.mark.parametrize("family", ["gemma4", "gemma3n"])
+# one of them is a single token: nothing of it is in the cache before the first step
 PROMPTS: list[list[int]] = [np.array(text(1, n, seed=n))[0].tolist() for n in (23, 9, 1, 14)]
 
 
@@ -147,7 +149,7 @@ def test_it_ends_where_the_context_is_full():
     assert [len(row) for row in said(way, 2, 50)] == [26 - 23 + 1, 26 - 9 + 1]
 
 
-@BOTH
+@pytest.mark.parametrize("family", ["gemma4", pytest.param("gemma3n", marks=pytest.mark.slow)])
 def test_rows_full_of_holes_are_closed_up_and_others_may_join(family):
     """300 tokens: sliding buffers move their windows to the front, and holes are closed again and again."""
     model = toy(family)

@@ -19,18 +19,20 @@ from mlx_lm.models import gemma4_text
 from tqdm import tqdm
 
 from agp.artifacts import write_results
+from agp.audit import Audit
 from agp.follow import follow
 from agp.generate import generate, make_sampler
 from agp.macs import macs
 from agp.models.decoder import Decoder
 from agp.pace import Pace
+from agp.replies import Replies
 from agp.stats import bootstrap_mean, paired_ratio
 from curricula.documents import Prompt, prompts
 from curricula.runner import read
 from curricula.stages import harvest, rows
 from heads.bundle import Bundle
 from scripts.bench.widen import headed, widened
-from scripts.routes import Opened, opened, way
+from scripts.routes import MOST, RATE, Opened, opened, way
 
 COMMAND = "agp bench decode --routed"
 SEED = 0
@@ -109,7 +111,9 @@ def routed(given: Opened, mode: str, risk: float, stop: set[int]) -> Way:
     last, pace = given.heads.decoder.config.num_layers - 1, Pace()
 
     def tokens(prompt: Prompt, n: int):
-        going = way(given, mode, [prompt.ids], sampler(prompt, n), risk=risk, seed=n, watching=False, pace=pace)
+        replies = Replies.begun(given.heads.decoder, [prompt.ids], slack=MOST + 1)
+        audit = Audit(risk, RATE, n) if mode == "early" else None
+        going = way(given, mode, replies, sampler(prompt, n), audit=audit, pace=pace, watching=False)
         for token in follow(going, max_tokens=24, stop=stop):
             yield token.id, token.block < last
 
