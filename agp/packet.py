@@ -3,7 +3,8 @@
 A frame is a header of 16 bytes and a body; all numbers are little endian:
 
     0       magic in the high half, version of this format in the low one
-    1       kind in the low half; in the high one which: a bit for each lender in a PREFIX, 1 for an ANSWER with logits
+    1       kind in the low half; in the high one which: a bit for each lender in a PREFIX, 1 for STATES that ask for
+            logits and for the ANSWER that has them
     2-3     count of positions; in an OPENING, of bytes
     4-7     session, a number that the asking host makes up
     8-11    position of the first token
@@ -13,7 +14,7 @@ A frame is a header of 16 bytes and a body; all numbers are little endian:
     OPENING  Terms as JSON, once a session
     PREFIX   of each lender that takes part the keys and then the values, H S K
     STATES   token ids, 4 bytes each, and then as many payloads of the codec
-    ANSWER   token ids, 4 bytes each, and perhaps the logits after the last one
+    ANSWER   the likeliest token after each of them, 4 bytes each, and where they were asked for the logits, N V
 
 A sliding lender keeps no more than its window, so a PREFIX may bring keys and values of one lender and not the other.
 
@@ -106,6 +107,7 @@ class States(NamedTuple):
     tokens: mx.array  # N, int32
     payload: np.ndarray  # N B, uint8
     checksum: int = 0  # of the frame that was read, for its answer
+    logits: bool = False  # are asked for
 
 
 class Answer(NamedTuple):
@@ -113,7 +115,7 @@ class Answer(NamedTuple):
     position: int
     to: int  # checksum of the frame that is answered
     tokens: mx.array  # N, int32
-    logits: mx.array | None = None  # V
+    logits: mx.array | None = None  # N V
 
 
 class Wire(NamedTuple):
@@ -160,7 +162,7 @@ def parts(head: Header, terms: Terms | None) -> list[Part]:
     tokens = Part("tokens", mx.int32, (head.count,))
     if head.kind == Kind.STATES:
         return [tokens, Part("payload", mx.uint8, (head.count, terms.payload))]
-    return [tokens, Part("logits", real, (terms.vocabulary,))][: 1 + head.which]
+    return [tokens, Part("logits", real, (head.count, terms.vocabulary))][: 1 + head.which]
 
 
 def limits(head: Header, terms: Terms | None) -> dict[str, tuple[int, int]]:
@@ -168,7 +170,7 @@ def limits(head: Header, terms: Terms | None) -> dict[str, tuple[int, int]]:
     most = MOST[Kind(head.kind)]
     if terms is None:
         return {"which": (0, 0), "count": (1, most), "position": (0, 0)}
-    which = (1, (1 << len(terms.lenders)) - 1) if head.kind == Kind.PREFIX else (0, int(head.kind == Kind.ANSWER))
+    which = (1, (1 << len(terms.lenders)) - 1) if head.kind == Kind.PREFIX else (0, 1)
     return {"which": which, "count": (1, min(most, terms.context)), "position": (0, terms.context - head.count)}
 
 
@@ -211,8 +213,8 @@ def written(packet: Prefix | States | Answer, terms: Terms) -> bytes:
         assert len(values) == 2 * len(packet.shared) > 0, f"{list(packet.shared)} are not among {terms.lenders}"
         return frame(Header(Kind.PREFIX, which, values[0].shape[2], session, position), values, terms, terms.mark)
     if isinstance(packet, States):
-        values = [packet.tokens, packet.payload]
-        return frame(Header(Kind.STATES, 0, len(packet.tokens), session, position), values, terms, terms.mark)
+        head = Header(Kind.STATES, int(packet.logits), len(packet.tokens), session, position)
+        return frame(head, [packet.tokens, packet.payload], terms, terms.mark)
     values = [packet.tokens] if packet.logits is None else [packet.tokens, packet.logits]
     head = Header(Kind.ANSWER, len(values) - 1, len(packet.tokens), session, position)
     return frame(head, values, terms, packet.to)
@@ -257,7 +259,7 @@ def frames(body: bytes, terms: Terms) -> list[Prefix | States]:
 
 def asked(head: Header, values: list[Any], terms: Terms) -> Prefix | States:
     if head.kind == Kind.STATES:
-        return States(head.session, head.position, *values, checksum=head.checksum)
+        return States(head.session, head.position, *values, checksum=head.checksum, logits=bool(head.which))
     pairs = zip(lending(head.which, terms), values[::2], values[1::2], strict=True)
     shared = {lender.name: KV(keys, values) for lender, keys, values in pairs}
     return Prefix(head.session, head.position, shared)
@@ -267,7 +269,7 @@ def answer(body: bytes, terms: Terms, question: bytes) -> Answer:
     """What was said to this STATES frame and to no other: an older answer that comes again is refused."""
     want, got = begun(question, 0), begun(body, 0)
     assert want.kind == Kind.STATES, f"{want} asks nothing"
-    for at, name in ((2, "count"), (4, "session"), (8, "position")):
+    for at, name in ((1, "which"), (2, "count"), (4, "session"), (8, "position")):
         said, due = getattr(got, name), getattr(want, name)
         need(said == due, at, name, said, f"{due}, as asked,")
     head, end = header(body, 0, (Kind.ANSWER,), terms, want.checksum)

@@ -18,6 +18,8 @@ import agp
 VERBS = {
     "doctor": "scripts.doctor",
     "generate": "scripts.generate",
+    "peer": "scripts.peer",
+    "serve": "scripts.serve.door",
     "train": "scripts.train",
     "runs": "scripts.runs",
     "fuse": "scripts.fuse",

@@ -64,17 +64,17 @@ def prefix(of, count=3, names=("sliding_attention", "full_attention"), position=
     return Prefix(SESSION, position, {name: KV(reals(s, of, 1), reals(s, of, 2)) for name, s in shapes.items()})
 
 
-def states(of, count=2, position=POSITION, session=SESSION):
+def states(of, count=2, position=POSITION, session=SESSION, with_logits=True):
     tokens = mx.arange(count, dtype=mx.int32) + 1
     payload = np.random.default_rng(4).integers(0, 256, (count, of.payload), np.uint8)
     if of.codec == packet.RAW:
         payload = packet.raw(of.width, of.dtype).pack(reals((count, of.width), of), tokens)
-    return States(session, position, tokens, payload)
+    return States(session, position, tokens, payload, logits=with_logits)
 
 
-def reply(of, question, with_logits=True):
+def reply(of, question):
     (asked,) = frames(question, of)
-    logits = reals((of.vocabulary,), of, 5) if with_logits else None
+    logits = reals((len(asked.tokens), of.vocabulary), of, 5) if asked.logits else None
     return Answer(asked.session, asked.position, asked.checksum, asked.tokens + 1, logits)
 
 
@@ -113,16 +113,17 @@ def test_what_is_written_is_read(of):
     told = [p._replace(checksum=sum_of(b)) if isinstance(p, States) else p for p, b in zip(asked, bodies, strict=True)]
     assert list(map(bits, frames(b"".join(bodies), of))) == list(map(bits, told))
     for with_logits in (True, False):
-        said = reply(of, bodies[2], with_logits)
-        assert bits(answer(written(said, of), of, bodies[2])) == bits(said)
+        question = written(states(of, 3, with_logits=with_logits), of)
+        said = reply(of, question)
+        assert bits(answer(written(said, of), of, question)) == bits(said) and (said.logits is None) != with_logits
     assert read_opening(packet.opening(of, SESSION)) == (of, SESSION) and packet.differences(of, of) == []
 
 
 def test_the_bytes_of_a_frame_are_these():
     """Other bytes are another version."""
     told = States(0x01020304, 5, mx.array([1, 2], mx.int32), np.arange(14, dtype=np.uint8).reshape(2, 7))
-    body = written(told, learned())
-    assert body[:12].hex() == "a103" + "0200" + "04030201" + "05000000"
+    body, asking = (written(told._replace(logits=logits), learned()) for logits in (False, True))
+    assert body[:12].hex() == "a103" + "0200" + "04030201" + "05000000" and asking[:4].hex() == "a113" + "0200"
     assert body[16:].hex() == "01000000" + "02000000" + bytes(range(14)).hex()
     assert sum_of(body) == zlib.crc32(body[:12] + body[16:], learned().mark) and packet.session_of(body) == 0x01020304
     kv = mx.arange(192, dtype=mx.uint16).view(mx.bfloat16).reshape(2, 1, 2, 3, 16)
@@ -254,7 +255,7 @@ def test_another_version_is_told_from_what_is_no_packet():
 
 FIELDS = {  # where something else stands, and what is said of it
     "kind 15": (1, b"\x0f", "byte 1: kind is 15; 2 (PREFIX) or 3 (STATES) is needed"),
-    "states that bring keys": (1, b"\x13", "byte 1: which is 1; 0..0 is needed"),
+    "states that ask for more": (1, b"\x23", "byte 1: which is 2; 0..1 is needed"),
     "keys of nobody": (1, b"\x02", "byte 1: which is 0; 1..3 is needed"),
     "keys of a third": (1, b"\x42", "byte 1: which is 4; 1..3 is needed"),
     "no positions": (2, b"\x00\x00", "byte 2: count is 0; 1..64 is needed"),
@@ -348,6 +349,7 @@ def test_an_older_answer_is_known_for_what_it_is():
         "byte 4: session is 3735928559; 8, as asked, is needed": states(of, session=8),
         "byte 8: position is 5; 6, as asked, is needed": states(of, position=6),
         "byte 2: count is 2; 3, as asked, is needed": states(of, 3),
+        "byte 1: which is 1; 0, as asked, is needed": states(of, with_logits=False),
         "byte 12: checksum is": states(of)._replace(tokens=mx.array([1, 5], mx.int32)),  # the text was another
     }
     for named, other in others.items():
@@ -367,7 +369,7 @@ def test_what_this_host_would_send_out_of_bounds_is_its_own_bug():
         states(of, 1, position=-1),
     ]
     wrong += [sent._replace(payload=sent.payload[:, 1:]), sent._replace(tokens=mx.array([1.0, 2.0]))]
-    wrong += [Answer(1, 0, 0, mx.array([1], mx.int32), mx.zeros(95, mx.bfloat16))]
+    wrong += [Answer(1, 0, 0, mx.array([1], mx.int32), mx.zeros((1, 95), mx.bfloat16))]
     for odd in wrong:
         with pytest.raises(AssertionError):
             written(odd, of)
@@ -386,10 +388,10 @@ class Case(NamedTuple):
 
 def cases(of):
     parts = [written(p, of) for p in (prefix(of, 2), prefix(of, 1, ["full_attention"], 2), states(of))]
-    said = [written(reply(of, parts[2], with_logits), of) for with_logits in (True, False)]
+    pairs = [(q, written(reply(of, q), of)) for q in (parts[2], written(states(of, with_logits=False), of))]
     hello = packet.opening(of, SESSION)
     asking = [Case(of, frames, (of,), b"".join(parts[i:]), frozenset(parts), of.mark) for i in range(3)]
-    saying = [Case(of, answer, (of, parts[2]), body, frozenset(said), sum_of(parts[2])) for body in said]
+    saying = [Case(of, answer, (of, asked), said, frozenset([said]), sum_of(asked)) for asked, said in pairs]
     return [*asking, *saying, Case(of, read_opening, (), hello, frozenset([hello]), 0)]
 
 
@@ -420,7 +422,7 @@ def split(body, of):
         kind, which, count = body[1] & 15, body[1] >> 4, int.from_bytes(body[2:4], "little")
         lent = sum(2 * x.heads * x.width for i, x in enumerate(of.lenders) if which >> i & 1)
         item, logits = DTYPES[of.dtype], of.vocabulary * (which & 1)
-        sizes = {1: count, 2: count * lent * item, 3: count * (4 + of.payload), 4: 4 * count + logits * item}
+        sizes = {1: count, 2: count * lent * item, 3: count * (4 + of.payload), 4: count * (4 + logits * item)}
         size = 16 + sizes.get(kind, len(body))
         found, body = [*found, body[:size]], body[size:]
     return [*found, body] if body else found

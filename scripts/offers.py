@@ -1,0 +1,25 @@
+"""What a run can send or take: by each of its codecs, the terms on which two hosts that have it work together."""
+
+from pathlib import Path
+
+from agp.artifacts import digest
+from agp.models.files import read_json
+from agp.packet import RAW, Wire
+from agp.receiver import Offer, plain, terms
+from curricula.runner import MANIFEST
+from scripts.routes import Opened
+
+
+def offered(run: Path, given: Opened) -> list[Offer]:
+    """Raw states after every tap, and by each codec after the block that it was made for."""
+    (model, heads), raw = (given.loaded.model, given.heads), plain(given.loaded.model)
+    weights = read_json(run / "domain" / MANIFEST)["metrics"]["weights"]
+    known = {"weights": weights, "adapter": digest(run / "domain" / "adapter")}
+    found = [Offer(terms(model, raw, sent=tap, **known), raw) for tap in sorted({*heads.taps, heads.sent})]
+    for name, wire in heads.wires().items():
+        if name != RAW:
+            folder = run / "transfer" / name
+            of = digest(folder) if folder.is_dir() else None  # plain integers have nothing that was learned
+            made = terms(model, Wire(*wire), sent=heads.sent, codec=name, codec_digest=of, **known)
+            found.append(Offer(made, Wire(*wire)))
+    return found

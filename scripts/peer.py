@@ -1,0 +1,54 @@
+"""Run the blocks above a tap for other hosts, which send states instead of text.
+
+agp peer --run runs/tiny
+agp peer --run runs/tiny --host 0.0.0.0 --port 9430 --token-file token.txt
+AGP_TOKEN="$(cat token.txt)" agp peer --run runs/tiny --host 192.168.1.7
+
+Only this machine may ask, unless --host says otherwise; then a token is required, which both hosts know. Token and
+states travel as they are: over a network that others use too, put TLS in front. Ctrl-C or SIGTERM ends it when what was
+begun is answered.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from agp.receiver import Receiver
+from scripts.asked import some_path
+from scripts.offers import offered
+from scripts.routes import opened
+from scripts.serve.peer import Door, is_loopback, listening, server
+
+TOKEN = "[!-~]{16,512}"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--run", type=some_path, required=True, metavar="RUN", help="what `agp train` made")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=9430, help="0 takes any that is free (default: 9430)")
+    parser.add_argument(
+        "--token-file", type=some_path, metavar="FILE", help="who does not know it is out; or AGP_TOKEN"
+    )
+
+
+def run(args) -> None:
+    token = token_of(args.token_file)
+    if token is None and not is_loopback(args.host):
+        raise ValueError(f"at {args.host} others could ask too; give --token-file or AGP_TOKEN, or leave out --host")
+    with listening(args.host, args.port) as sock:
+        given = opened(args.run)
+        offers = offered(args.run, given)
+        host, port = sock.getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        known = ", ".join(f"{offer.terms.codec} after block {offer.terms.sent}" for offer in offers)
+        print(f"agp peer: {address} takes states of {args.run}: {known}", file=sys.stderr, flush=True)
+        with Door(Receiver(given.loaded.model, offers), token) as door:
+            server(door.routes()).run(sockets=[sock])
+
+
+def token_of(file: Path | None) -> str | None:
+    source, token = ("AGP_TOKEN", os.environ.get("AGP_TOKEN")) if file is None else (file, file.read_text().strip())
+    if token is not None and not re.fullmatch(TOKEN, token):
+        raise ValueError(f"{source} holds no token: 16 to 512 printable characters without spaces are needed")
+    return token

@@ -1,0 +1,1 @@
+"""The servers: nothing else in the house imports starlette or uvicorn."""
