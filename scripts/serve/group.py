@@ -1,0 +1,92 @@
+"""Replies that are continued together, one way: rows join it between its steps and leave it when they end."""
+
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from agp.audit import Audit
+from agp.follow import Full
+from agp.pace import Pace
+from agp.replies import Replies
+from scripts.routes import RATE, Opened, way
+from scripts.serve.draws import Draws, numbered
+from scripts.serve.metrics import Metrics
+from scripts.serve.refusal import Refused
+from scripts.serve.reply import Reply
+
+# What a model, a tokenizer or a template can do wrong with one request; the others go on.
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class Ways:
+    """Begins them. What early promises is watched as long as this lasts, whoever asks for it."""
+
+    def __init__(self, given: Opened | None, draws: Draws):
+        self.given, self.draws = given, draws
+        self.audits: dict[float, Audit] = {}
+        self.pace = Pace()
+
+    def begin(self, mode: str, risk: float | None, replies: Replies) -> Any:
+        if self.given is None:
+            assert mode == "full", "checked when it was asked for"
+            return Full(replies, self.draws)
+        audit = None if risk is None else self.audits.setdefault(risk, Audit(risk, RATE))
+        return way(self.given, mode, replies, self.draws, audit=audit, pace=self.pace)
+
+
+class Group:
+    def __init__(self, begin: Callable[[Replies], Any], metrics: Metrics):
+        self.begin, self.metrics = begin, metrics
+        self.way: Any = None
+        self.rows: list[Reply] = []
+
+    def join(self, replies: Replies, reply: Reply) -> None:
+        self.rows.append(reply)
+        if self.way is None:
+            self.way = self.begin(replies)
+        else:
+            self.way.join(replies)
+
+    def step(self) -> None:
+        self.leave()
+        if not self.rows:
+            return
+        started = time.perf_counter()
+        told = self.way.step(numbered([of.number for of in self.rows], [of.count for of in self.rows]))
+        spent = time.perf_counter() - started
+        for reply, tokens in zip(self.rows, told, strict=True):
+            first, tokens = not reply.count, [token._replace(seconds=spent / len(tokens)) for token in tokens]
+            try:
+                pieces = reply.take(tokens)
+            except FAILURES as e:
+                reply.refuse(failed(e))
+                continue
+            last = self.way.replies.model.config.num_layers - 1
+            self.metrics.said(reply.asked.mode, tokens[: len(pieces)], last, reply.since if first else None)
+            reply.send(pieces)
+        self.leave()
+
+    def leave(self) -> None:
+        """Rows of replies that are over, or that nobody hears."""
+        going = [at for at, reply in enumerate(self.rows) if not (reply.over or reply.gone)]
+        if len(going) < len(self.rows):
+            self.rows = [self.rows[at] for at in going]
+            if going:
+                self.way.keep(going)
+
+
+def failed(error: BaseException) -> Refused:
+    """Said in the server's log with all that is known, and to the client without it."""
+    traceback.print_exception(error)
+    return Refused(500, "the server failed at this request; its log says why")
