@@ -1,7 +1,7 @@
 """Routed decoding: lossless says what full depth says, early what the router lets through, rows as they would alone.
 
 Seen to fail when broken: places after a hole turned as if they followed each other, holes left in view, sliding layers
-without slack, a draft's draw that is not its judge's, an audited row that is let go.
+without slack, a draft's draw that is not its judge's, an audited row that is let go, what was taken back left in place.
 """
 
 from functools import cache
