@@ -103,7 +103,8 @@ class Router:
     """Decides for one batch of replies, a position at a time; what positions before looked like is kept."""
 
     def __init__(self, bundle: Bundle, risk: str):
-        self.bundle, self.limit, self.taps = bundle, bundle.limits["revive"][risk], bundle.taps
+        self.bundle, self.limit = bundle, bundle.limits["revive"][risk]
+        self.taps = bundle.taps[: max(bundle.exits) + 1]  # above the last exit there is nothing to ask
         self.before: mx.array | None = None  # B n P W, the nearest first
         self.carried: Carried | None = None
 
