@@ -93,7 +93,8 @@ class Early:
         last, found = replies.model.config.num_layers - 1, []
         for at, id in enumerate(ids.tolist()):
             block, seen = (last, None) if at in ended or at in away.rows else left[at][:2]
-            found.append([Token(at, id, block, logits.get(at), seen, self.watched.of(at))])
+            far = at in away.rows
+            found.append([Token(at, id, block, logits.get(at), seen, self.watched.of(at), away=far)])
         return found
 
     def chosen(self, left: Mapping[int, Let], ended: dict[int, mx.array], away: Away, counts: np.ndarray):

@@ -27,6 +27,7 @@ class Token(NamedTuple):
     seen: Seen | None = None  # what the router or the drafter said of it
     watched: mx.array | None = None  # its state after the block that is watched, if it came so far
     seconds: float = 0.0
+    away: bool = False  # whether another host ran the blocks above
 
 
 class Way(Protocol):

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from agp.batch import continued, padded
-from agp.generate import make_sampler
+from agp.generate import Sampler, greedy
 from agp.layers import tail
 from agp.models.decoder import Decoder, Stream
 from agp.models.load import Loaded
@@ -26,7 +26,7 @@ def observe(
     """Those to which much is said stand together: a batch is as wide as its longest answer."""
     model, tokenizer = loaded.model, loaded.tokenizer
     assert tokenizer is not None
-    sampler = make_sampler(config.temperature if given[0].drawn else 0.0, seed=drawn(config.seed, number))
+    sampler = by_turns(config.temperature, drawn(config.seed, number)) if given[0].drawn else greedy
     asked = [prompt.ids for prompt in given]
     said = continued(model, asked, max_tokens=config.answer, sampler=sampler, stop=tokenizer.eos_ids)
     order = sorted(range(len(given)), key=lambda i: (len(said[i]), len(asked[i]), i))
@@ -38,6 +38,18 @@ def observe(
         parts.append({"row": np.array(some)} | of)
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {name: a.astype(np.int32) if a.dtype == np.int64 else a for name, a in whole.items()}
+
+
+def by_turns(temperature: float, seed: int) -> Sampler:
+    """One key for all rows, another at each step: what a shard says hangs on its rows and their order."""
+    key = mx.random.key(seed)
+
+    def draw(logits: mx.array, draws: Any) -> mx.array:
+        nonlocal key
+        key, now = mx.random.split(key)
+        return mx.random.categorical(logits.astype(mx.float32) / temperature, key=now)
+
+    return draw
 
 
 def batch(

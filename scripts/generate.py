@@ -6,6 +6,7 @@ git diff | agp generate --model google/gemma-4-E2B-it --chat --prompt - --temper
 agp generate --model google/gemma-4-E2B-it --adapter runs/notes/adapter --chat --prompt "What did we decide?"
 agp generate --run runs/tiny --mode early --risk 0.01 --chat --prompt "..." --trace -
 agp generate --run runs/tiny --mode lossless --prompt "def mean(values):"
+agp generate --run runs/tiny --mode lossless --peer http://127.0.0.1:9430 --prompt "def mean(values):"
 
 With a run its heads decide: `early` leaves where its promised risk allows, audits some of it and goes on lossless where
 the promise is found broken; `lossless` drafts early and says what full depth says.
@@ -26,15 +27,19 @@ import agp
 from agp import adapter_files
 from agp.adapters import attach
 from agp.audit import Audit
+from agp.beyond import Beyond
 from agp.follow import Token, Way, follow
 from agp.generate import Sampler, Step, generate, make_sampler, until
 from agp.models.checks import accept
 from agp.models.load import DTYPES, TABLES, Loaded
+from agp.peer import Remote
 from agp.quant import BITS
 from agp.replies import Replies
 from agp.text import Tokenizer
 from scripts.asked import some_path
+from scripts.offers import remote
 from scripts.routes import MODES, MOST, RATE, Opened, Trace, limited, opened, way
+from scripts.tokens import token_of
 
 One = TypeVar("One")
 
@@ -47,6 +52,8 @@ def add_arguments(parser) -> None:
     what.add_argument("--run", type=some_path, metavar="RUN", help="what `agp train` made: its teacher and its heads")
     parser.add_argument("--mode", choices=MODES, default="full", help="how deep tokens go (default: full)")
     parser.add_argument("--risk", type=float, metavar="R", help="of early: tokens that may differ (default: 0.01)")
+    parser.add_argument("--peer", metavar="URL", help="of `agp peer`: who runs the blocks above a tap, if it answers")
+    parser.add_argument("--token-file", type=some_path, metavar="FILE", help="what the peer asks for; or AGP_TOKEN")
     parser.add_argument("--trace", metavar="FILE", help="a line of JSON for each token: route, block, ms; - is stderr")
     parser.add_argument("--adapter", metavar="DIR", help="what `agp train` made, or PEFT, or mlx-lm")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue; - reads stdin")
@@ -87,8 +94,9 @@ def run(args) -> None:
         if given is None or args.mode == "full":
             steps = generate(loaded.model, tokens, sampler=sampler, progress=clock.prefill, **how)
         else:
-            trace = Trace(given.heads, file)
-            steps = trace.through(follow(routed(args, given, tokens, sampler, clock), **how), tokenizer)
+            peers: dict[int, Remote] = {}
+            trace = Trace(given.heads, file, peers)
+            steps = trace.through(follow(routed(args, given, tokens, sampler, clock, peers), **how), tokenizer)
         try:
             for piece in until(tokenizer.stream(ids(clock.count(steps), stop)), args.stop):
                 print(piece, end="", flush=True)
@@ -97,14 +105,21 @@ def run(args) -> None:
     print()
 
 
-def routed(args, given: Opened, tokens: Sequence[int], sampler: Sampler, clock: "Clock") -> Way:
-    audit, model = None, given.heads.decoder
+def routed(
+    args, given: Opened, tokens: Sequence[int], sampler: Sampler, clock: "Clock", peers: dict[int, Remote]
+) -> Way:
+    audit, model, token = None, given.heads.decoder, None if args.peer is None else token_of(args.token_file)
+
+    def beyond(tap: int) -> Beyond:
+        peers[tap] = remote(args.run, given, tap, args.peer, token)
+        return peers[tap].beyond()
+
     accept(model.config, model.identity, [list(tokens)], None, None)
     if args.mode == "early":
         audit = Audit(0.01 if args.risk is None else args.risk, RATE, args.seed)
         limited(given.heads, audit.risk)
     replies = Replies.begun(model, [tokens], slack=MOST + 1, progress=clock.prefill)
-    return way(given, args.mode, replies, sampler, audit=audit)
+    return way(given, args.mode, replies, sampler, audit=audit, beyond=None if args.peer is None else beyond)
 
 
 @contextmanager
@@ -124,6 +139,8 @@ def faults(args) -> list[str]:
         wrong.append(f"--mode {args.mode} needs the heads of a run; give --run instead of --model")
     if args.mode != "early" and args.risk is not None:
         wrong.append(f"--risk is for --mode early; --mode {args.mode} takes none")
+    if args.mode == "full" and args.peer is not None:
+        wrong.append("--peer is for --mode early or lossless; at full depth all blocks run here")
     if args.mode == "full" and args.trace is not None:
         wrong.append("--trace is for --mode early or lossless; at full depth every token takes the same way")
     given = [name for name in ("adapter", "dtype", "quantize", "table") if getattr(args, name) is not None]

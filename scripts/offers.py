@@ -5,6 +5,7 @@ from pathlib import Path
 from agp.artifacts import digest
 from agp.models.files import read_json
 from agp.packet import RAW, Wire
+from agp.peer import Remote
 from agp.receiver import Offer, plain, terms
 from curricula.runner import MANIFEST
 from scripts.routes import Opened
@@ -23,3 +24,9 @@ def offered(run: Path, given: Opened) -> list[Offer]:
             made = terms(model, Wire(*wire), sent=heads.sent, codec=name, codec_digest=of, **known)
             found.append(Offer(made, Wire(*wire)))
     return found
+
+
+def remote(run: Path, given: Opened, tap: int, url: str, token: str | None) -> Remote:
+    """A peer that takes raw states after a tap: what it answers is what this host would say, to the bit."""
+    raw = next(offer for offer in offered(run, given) if (offer.terms.codec, offer.terms.sent) == (RAW, tap))
+    return Remote(url, raw.terms, raw.wire, given.loaded.config, token=token)

@@ -9,18 +9,14 @@ states travel as they are: over a network that others use too, put TLS in front.
 begun is answered.
 """
 
-import os
-import re
 import sys
-from pathlib import Path
 
 from agp.receiver import Receiver
 from scripts.asked import some_path
 from scripts.offers import offered
 from scripts.routes import opened
 from scripts.serve.peer import Door, is_loopback, listening, server
-
-TOKEN = "[!-~]{16,512}"
+from scripts.tokens import token_of
 
 
 def add_arguments(parser) -> None:
@@ -45,10 +41,3 @@ def run(args) -> None:
         print(f"agp peer: {address} takes states of {args.run}: {known}", file=sys.stderr, flush=True)
         with Door(Receiver(given.loaded.model, offers), token) as door:
             server(door.routes()).run(sockets=[sock])
-
-
-def token_of(file: Path | None) -> str | None:
-    source, token = ("AGP_TOKEN", os.environ.get("AGP_TOKEN")) if file is None else (file, file.read_text().strip())
-    if token is not None and not re.fullmatch(TOKEN, token):
-        raise ValueError(f"{source} holds no token: 16 to 512 printable characters without spaces are needed")
-    return token

@@ -1,13 +1,14 @@
 """A run opened for decoding: its teacher, its heads, and the way that a mode names; what each token of it carries."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from agp.audit import Audit
+from agp.beyond import Beyond
 from agp.early import Early, Watched
 from agp.follow import Full, Token
 from agp.generate import Sampler
@@ -15,6 +16,7 @@ from agp.lookup import Ending, Lookup, common
 from agp.lossless import Lossless
 from agp.models.load import Loaded
 from agp.pace import Pace
+from agp.peer import Remote
 from agp.replies import Replies
 from agp.text import Tokenizer
 from curricula.features import Features
@@ -62,22 +64,26 @@ def way(
     audit: Audit | None = None,
     pace: Pace | None = None,
     watching: bool = True,
+    beyond: Callable[[int], Beyond] | None = None,
 ) -> Full | Lossless | Watched:
-    """How `mode` goes on with replies. Early is audited, and becomes lossless where its promise is found broken."""
+    """How `mode` goes on with replies. Early is audited, and becomes lossless where its promise is found broken.
+
+    `beyond` a tap another host may run the blocks.
+    """
     if mode == "full":
         return Full(replies, sampler)
     heads = given.heads
     named = heads.named if watching else None
     above = named if named is not None and named > heads.taps[0] else None
     drafter, lookup = bundle.Drafter(heads), Lookup(given.known)
-    lossless = Lossless(
-        replies, drafter, sampler, proposer=lookup, most=MOST, least=LEAST, pace=pace or Pace(), watch=above
-    )
+    how = {"proposer": lookup, "most": MOST, "least": LEAST, "pace": pace or Pace(), "watch": above}
+    lossless = Lossless(replies, drafter, sampler, beyond=beyond and beyond(drafter.tap), **how)
     if mode == "lossless":
         return lossless
     assert audit is not None, "what early promises is watched"
     router = bundle.Router(heads, limited(heads, audit.risk))
-    return Watched(Early(replies, router, sampler, audit=audit, watch=named), lossless)
+    far = beyond and beyond(router.taps[-1])
+    return Watched(Early(replies, router, sampler, audit=audit, watch=named, beyond=far), lossless)
 
 
 def limited(heads: Bundle, risk: float) -> str:
@@ -94,8 +100,8 @@ def limited(heads: Bundle, risk: float) -> str:
 class Trace:
     """What was decided of each token, as lines of JSON, and in one line at the end."""
 
-    def __init__(self, heads: Bundle, file: Any = None):
-        self.heads, self.file = heads, file
+    def __init__(self, heads: Bundle, file: Any, peers: Mapping[int, Remote]):
+        self.heads, self.file, self.peers = heads, file, peers
         self.depths: dict[int, int] = {}
 
     def through(self, tokens: Iterable[Token], tokenizer: Tokenizer) -> Iterator[Token]:
@@ -108,17 +114,24 @@ class Trace:
 
     def __str__(self) -> str:
         count = sum(self.depths.values())
-        return ", ".join(f"{n / count:.0%} after block {block}" for block, n in sorted(self.depths.items()))
+        parts = [f"{n / count:.0%} after block {block}" for block, n in sorted(self.depths.items())]
+        for tap, peer in self.peers.items():
+            of = peer.counts
+            why = f", at last: {of.last}" if of.last and of.answered < of.calls else ""
+            parts.append(
+                f"peer after block {tap}: {of.answered} of {of.calls} calls answered, {of.sent} bytes sent{why}"
+            )
+        return ", ".join(parts)
 
 
 def described(heads: Bundle, token: Token) -> dict[str, Any]:
-    """One that needed all blocks goes on; one that left, or was drafted right, was mended at its tap."""
+    """One that needed all blocks goes on, here or away; one that left, or was drafted right, was mended at its tap."""
     last, seen = heads.decoder.config.num_layers - 1, token.seen
     vitality: Any = None if seen is None else mx.sigmoid(seen.told.told.vitality[seen.at]).item()
     concepts = None if token.watched is None else list(dict.fromkeys(heads.concepts(token.watched[None, None])[0]))
     return {
         "token": token.id,
-        "route": "continue_local" if token.block == last else "revive_local",
+        "route": "escalate" if token.away else "continue_local" if token.block == last else "revive_local",
         "block": token.block,
         "vitality": None if vitality is None else round(vitality, 4),
         "concepts": concepts,

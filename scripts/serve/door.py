@@ -24,12 +24,12 @@ from agp.adapters import attach
 from agp.models.load import DTYPES, TABLES
 from agp.quant import BITS
 from scripts.asked import some_path
-from scripts.peer import token_of
 from scripts.routes import opened
 from scripts.serve.engine import Engine, Opened
 from scripts.serve.limits import Limits
 from scripts.serve.peer import is_loopback, listening
 from scripts.serve.running import Server
+from scripts.tokens import token_of
 
 OWN = ("adapter", "dtype", "quantize", "table")  # of a model alone
 

@@ -4,12 +4,14 @@ The smoke run certifies nothing, so thresholds are put where tokens leave.
 """
 
 import json
+import re
 import shutil
 
 import pytest
 
 from scripts import cli
 from tests.curricula.run import smoke
+from tests.launch import ended, start
 
 PROMPT = ["--chat", "--prompt", "Reverse: a b c", "--max-tokens", "12"]
 
@@ -60,6 +62,29 @@ def test_every_token_of_early_says_where_it_left(say, tmp_path):
         assert line in early or (line["block"], line["vitality"]) == (11, None) and line["concepts"] is not None
 
 
+@pytest.mark.slow
+def test_a_peer_runs_what_is_above_the_tap_and_its_loss_changes_nothing(say, tmp_path):
+    token, run = tmp_path / "token", ["--run", str(smoke())]
+    token.write_text("a word that nobody knows".replace(" ", "-"))
+    full, seen = say(*run, *PROMPT)[1], ["--token-file", str(token), "--trace", str(tmp_path / "trace")]
+    peer = start(["-m", "scripts.cli", "peer", *run, "--port", "0", "--token-file", str(token)])
+    try:
+        while "takes states" not in (line := peer.stderr.readline()):
+            assert line, "it ended"
+        there = ["--mode", "lossless", "--peer", line.split()[2]]
+        code, text, err = say(*run, *PROMPT, *there, *seen)
+        routes = [json.loads(line)["route"] for line in (tmp_path / "trace").read_text().splitlines()]
+        assert (code, text) == (0, full) and "escalate" in routes and "continue_local" not in routes
+        answered, calls = re.search(r"peer after block 4: (\d+) of (\d+) calls answered", err).groups()
+        assert int(answered) == int(calls) > 0
+        assert "at last: " in say(*run, *PROMPT, *there)[2], "who has no token is not answered"
+    finally:
+        peer.kill()
+        ended(peer, within=20)
+    code, text, err = say(*run, *PROMPT, *there, *seen)
+    assert (code, text) == (0, full) and "after block 4: 0 of" in err and "at last: no connection" in err
+
+
 @pytest.mark.parametrize(
     "words, what",
     [
@@ -68,6 +93,7 @@ def test_every_token_of_early_says_where_it_left(say, tmp_path):
         (["--run", "SMOKE", "--mode", "early", "--risk", "0.03"], "promises nothing for a risk of 0.03; it was"),
         (["--run", "SMOKE", "--mode", "lossless", "--risk", "0.01"], "--risk is for --mode early"),
         (["--run", "SMOKE", "--dtype", "float16"], "a run has its own; leave out --dtype"),
+        (["--run", "SMOKE", "--peer", "http://127.0.0.1:1"], "--peer is for --mode early or lossless"),
         (["--run", "SMOKE", "--trace", "-"], "--trace is for --mode early or lossless"),
         (["--run", "tests"], "tests is no finished run: domain and calibrate are not whole there"),
     ],
