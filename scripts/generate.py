@@ -90,11 +90,10 @@ def run(args) -> None:
     clock = Clock(len(tokens), loaded.config.max_position_embeddings)
     stop = {*tokenizer.eos_ids, *stop_ids(tokenizer, args.stop)}
     with written(args.trace) as file:
-        trace, how = None, {"max_tokens": args.max_tokens, "stop": stop}
+        trace, peers, how = None, {}, {"max_tokens": args.max_tokens, "stop": stop}
         if given is None or args.mode == "full":
             steps = generate(loaded.model, tokens, sampler=sampler, progress=clock.prefill, **how)
         else:
-            peers: dict[int, Remote] = {}
             trace = Trace(given.heads, file, peers)
             steps = trace.through(follow(routed(args, given, tokens, sampler, clock, peers), **how), tokenizer)
         try:
@@ -102,6 +101,8 @@ def run(args) -> None:
                 print(piece, end="", flush=True)
         finally:
             print(f"\n{clock.report()}{f'; {trace}' if trace else ''}", file=sys.stderr)
+            for peer in peers.values():
+                peer.close()
     print()
 
 
