@@ -17,6 +17,7 @@ from agp.layers import Place
 from agp.lossless import Drafted
 from agp.models.decoder import Decoder, Stream
 from agp.models.files import read_json
+from agp.packet import Wire
 from heads import depth, glimpse, saved, semantic, trajectory, transfer
 from heads.codec import Codec, Integers, Raw
 from heads.trajectory import Carried, Told
@@ -29,14 +30,6 @@ class Look(NamedTuple):
 
     token: mx.array  # the likeliest of those that a glance knows
     told: Told  # logits
-
-
-class Wire(NamedTuple):
-    """A way to send states: N W with their tokens, N, to bytes, N B, and back."""
-
-    pack: Callable[[mx.array, mx.array], np.ndarray]
-    unpack: Callable[[np.ndarray, mx.array], mx.array]
-    bytes: int
 
 
 class Bundle(NamedTuple):

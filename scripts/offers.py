@@ -4,7 +4,7 @@ from pathlib import Path
 
 from agp.artifacts import digest
 from agp.models.files import read_json
-from agp.packet import RAW, Wire
+from agp.packet import RAW
 from agp.peer import Remote
 from agp.receiver import Offer, plain, terms
 from curricula.runner import MANIFEST
@@ -21,8 +21,8 @@ def offered(run: Path, given: Opened) -> list[Offer]:
         if name != RAW:
             folder = run / "transfer" / name
             of = digest(folder) if folder.is_dir() else None  # plain integers have nothing that was learned
-            made = terms(model, Wire(*wire), sent=heads.sent, codec=name, codec_digest=of, **known)
-            found.append(Offer(made, Wire(*wire)))
+            made = terms(model, wire, sent=heads.sent, codec=name, codec_digest=of, **known)
+            found.append(Offer(made, wire))
     return found
 
 
