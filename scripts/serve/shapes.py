@@ -1,6 +1,7 @@
 """Answers as OpenAI's clients read them: whole, or a chunk at a time."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from secrets import token_hex
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from scripts.serve.reply import Chance, Piece
 
 
-class Shape:
+class Shape(ABC):
     """One answer; `agp` of a choice is what was decided of its tokens, where that was asked for."""
 
     prefix: str
@@ -38,6 +39,7 @@ class Shape:
 
     def first(self) -> dict[str, Any] | None:
         """Before any text."""
+        return None
 
     def last(self, finish: str) -> dict[str, Any]:
         return self.about(self.chunk_object) | {"choices": [self.ending() | {"finish_reason": finish}]}
@@ -54,14 +56,17 @@ class Shape:
         found = {"index": 0} | said | {"logprobs": self.logprobs(chances) if chances else None}
         return found | ({"agp": [piece.trace for piece in pieces if piece.trace]} if self.trace else {})
 
+    @abstractmethod
     def ending(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """What a choice holds when there is no more text."""
 
+    @abstractmethod
     def said(self, text: str, whole: bool) -> dict[str, Any]:
-        raise NotImplementedError
+        """The text, as a choice holds it."""
 
+    @abstractmethod
     def logprobs(self, chances: Sequence[Chance]) -> dict[str, Any]:
-        raise NotImplementedError
+        """How likely each token was, and which others."""
 
 
 class Chat(Shape):
