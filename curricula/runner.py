@@ -243,19 +243,22 @@ def short(metric: str, value: float | None) -> str:
     return f"{metric} could not be measured" if value is None else f"{metric} is {value:.4g}"
 
 
+def closed(manifest: Mapping[str, Any]) -> list[str]:
+    """What keeps its gate closed."""
+    found = [(short(metric, value), goal) for metric, value, goal, open in verdicts(manifest) if not open]
+    return [f"{told}, and {goal} is needed" for told, goal in found]
+
+
 def through(name: str, manifest: dict, out: Path, past: Past | None) -> dict:
     """The manifest, if its gate lets it through or a person does."""
-    closed = [
-        f"{short(metric, value)}, and {goal} is needed" for metric, value, goal, open in verdicts(manifest) if not open
-    ]
-    if not closed or manifest["past_gate"] is not None:
+    if not (why := closed(manifest)) or manifest["past_gate"] is not None:
         return manifest
     if past is None or past.stage != name:
         raise GateClosed(
-            f"the gate of {name} is closed: {'; '.join(closed)}. What was made stays in {out}. Change its settings and"
+            f"the gate of {name} is closed: {'; '.join(why)}. What was made stays in {out}. Change its settings and"
             f' make it again with --from {name}, or go on all the same with --past-gate {name} --why "..."'
         )
-    return write(out, {**manifest, "past_gate": {"why": past.why, "closed": closed}})
+    return write(out, {**manifest, "past_gate": {"why": past.why, "closed": why}})
 
 
 def note_time(out: Path, seconds: float) -> None:

@@ -136,7 +136,15 @@ def save(out: Path, entries: Mapping[str, Entry], main: str, smaller: Smaller | 
             weights |= kept
         found.default_function_name = main
         save_multifunction(found, str(out))
+    readable(out)
     return weights
+
+
+def readable(package: Path) -> None:
+    """By whoever may read the folder it lies in: what is made for a while and moved is its maker's alone."""
+    mode = package.parent.stat().st_mode & 0o777
+    for path in (package, *package.rglob("*")):
+        path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def built(entry: Entry, smaller: Smaller | None = None) -> tuple[Program, set[str]]:
@@ -172,14 +180,19 @@ def content(package: Path) -> str:
     spec: Any = Model_pb2.Model()  # type: ignore[attr-defined]
     try:
         spec.ParseFromString((package / MODEL).read_bytes())
+        if not spec.mlProgram.functions:
+            raise DecodeError("it says nothing")
     except DecodeError as e:
         raise ValueError(f"{package / MODEL} cannot be read: it was cut short, or changed") from e
     spec.description.ClearField("metadata")
-    weights = {of.begin: of.sha256 for of in blob.blobs(package)}
+    there = (package / blob.WEIGHTS).is_file()
+    weights = {of.begin: of.sha256 for of in blob.blobs(package)} if there else {}
     for function in spec.mlProgram.functions.values():
         for op in function.block_specializations[function.opset].operations:
             value = op.attributes["val"] if op.type == "const" else None
             if value is not None and value.WhichOneof("value") == "blobFileValue":
+                if not there:
+                    raise ValueError(f"{package} has no {blob.WEIGHTS}; copy it again, or export the run again")
                 value.blobFileValue.fileName = weights[value.blobFileValue.offset]
                 value.blobFileValue.offset = 0
     return sha256(spec.SerializeToString(deterministic=True)).hexdigest()

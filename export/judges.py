@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from export import device, evaluate, inference, lint
-from export.folder import ASSET, CORE_AI, PACKAGE, Check
+from export.decisions import TIES
+from export.folder import ASSET, PACKAGE, Check
 from export.ops import Entry, Plain
+from export.program import UNITS
 from export.ranges import MOST, Seen
 from export.sample import Part
 from export.verify import DEVICE, Run, Verdict, compare
@@ -28,17 +30,16 @@ def by_package(program: Any, pair: str, seen: Seen) -> Run:
 
 
 def saved(
-    folder: Path, program: Any, parts: Mapping[str, Part], rules: Mapping[str, Any], seen: Seen
+    folder: Path, program: Any, parts: Mapping[str, Part], rules: Mapping[str, Any], seen: Seen, asset: bool
 ) -> Iterator[Verdict]:
-    """Of all that lies in an export: the package's program, as it was read back, and the asset."""
+    """Of all that lies in an export: the package's program, as it was read back, and the asset where there is one."""
     for pair in ("exact", "half"):
         yield compare(pair, by_package(program, pair, seen), parts, rules)
-    if CORE_AI and (folder / ASSET).exists():
-        from export import asset
+    if asset:
+        from export.asset import opened
 
-        if asset.whole(folder / ASSET):
-            with asset.opened(folder / ASSET) as run:
-                yield compare("coreai", run, parts, rules)
+        with opened(folder / ASSET) as run:
+            yield compare("coreai", run, parts, rules)
     if device.HERE:
         yield from on_device(folder, parts, rules, device.Mac())
 
@@ -48,8 +49,23 @@ def on_device(folder: Path, parts: Mapping[str, Part], rules: Mapping[str, Any],
     with TemporaryDirectory() as home:
         compiled = machine.compile(folder / PACKAGE, Path(home))
         for unit in DEVICE:
-            opened = cache(partial(machine.open, compiled, unit=unit))
-            yield compare(unit, lambda entry, feed, opened=opened: opened(entry)(feed), parts, rules)
+            ready = cache(partial(machine.open, compiled, unit=unit))
+            yield compare(unit, lambda entry, feed, ready=ready: ready(entry)(feed), parts, rules)
+
+
+def stated(given: Mapping[str, Any], program: Any) -> Check:
+    """What a manifest says of the program, and the widths of ties, which are no export's own."""
+    entries = program.functions.items()
+    sizes = {name: {of: [var.shape[1], var.shape[3]] for of, var in entry.inputs.items()} for name, entry in entries}
+    wide = {name: {of.name: of.shape[1] for of in entry.outputs} for name, entry in entries}
+    known = {"inputs": sizes, "outputs": wide, "ties": TIES, "units": UNITS}
+    odd = [name for name, of in known.items() if given[name] != of]
+    told = (
+        f"says other {' and '.join(odd)} than there are"
+        if odd
+        else "says the inputs, outputs, ties and units there are"
+    )
+    return Check("manifest", told, not odd)
 
 
 def checks(program: Any, parts: Mapping[str, Part], inputs: Mapping[str, Any], seen: Seen) -> list[Check]:

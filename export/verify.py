@@ -124,7 +124,15 @@ def finite(of: Output) -> dict[str, Any]:
 
 def told(proof: Proof) -> str:
     checks = [f"{of.name:<10} {of.told}: {'ok' if of.passed else 'FAIL'}" for of in proof.checks]
-    return "\n".join([*checks, table(proof.verdicts)])
+    return "\n".join([*checks, *([table(proof.verdicts)] if proof.verdicts else []), whole(proof)])
+
+
+def whole(proof: Proof) -> str:
+    """In one line, the last."""
+    count, failed = len(proof.checks) + len(proof.verdicts), [of.name for of in proof.checks if not of.passed]
+    failed += [of.pair for of in proof.verdicts if not of.passed]
+    left = "" if proof.verdicts else "; nothing more was asked of it"
+    return f"{len(failed)} of {count} failed: {', '.join(failed)}{left}" if failed else f"all {count} passed"
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
@@ -138,8 +146,8 @@ def table(verdicts: Sequence[Verdict]) -> str:
     for of in verdicts:
         if low := [one for one in of.anywhere if one.psnr < GOALS.get(of.pair, 0)]:
             worst = min(low, key=lambda one: one.psnr)
-            told = f"{worst.entry} {worst.name} has {worst.psnr:.1f} dB where picks turned too"
-            rows.append(f"{of.pair:<8} {told}; an output is judged where they did not")
+            told = f"with positions where a pick turned, {worst.entry} {worst.name} has {worst.psnr:.1f} dB"
+            rows.append(f"{of.pair:<8} (not judged: {told})")
     return "\n".join(rows)
 
 

@@ -63,11 +63,13 @@ def read(files: list[Path] | None) -> list[str]:
     found = []
     for path in files:
         if not path.is_file():
-            raise ValueError(f"--texts {path}: there is no such file")
+            raise ValueError(f"--texts {path} is {'a folder; a file is needed' if path.exists() else 'not there'}")
         if path.stat().st_size > LARGEST:
             raise ValueError(f"--texts {path} has {path.stat().st_size:,} bytes; {LARGEST:,} at most")
         try:
             found.append(path.read_text())
+            if not found[-1].strip():
+                raise ValueError(f"--texts {path} has no text in it")
         except UnicodeDecodeError as e:
             raise ValueError(f"--texts {path} is no text: byte {e.start:,} is not UTF-8") from e
     return found

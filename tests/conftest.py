@@ -9,12 +9,16 @@ import agp as agp  # before mlx.core, which sorted imports would put first
 
 # isort: split
 import shutil
+import signal
 from tempfile import mkdtemp
 
 import mlx.core as mx
 import pytest
 
 from tests.curricula import run
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background: what is started here must hear it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):

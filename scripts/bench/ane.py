@@ -38,9 +38,12 @@ def run(args) -> None:
 
     if args.calls < 1:
         raise ValueError(f"--calls is {args.calls}; 1 or more is needed")
-    manifest = folder.manifest(args.export)
+    manifest = folder.whole(args.export)
+    if args.run is not None and not (args.run / "calibrate").is_dir():
+        raise ValueError(f"--run {args.run} is no whole run; `agp runs` lists those there are")
     if not device.HERE:
-        sizes = reads(evaluate.load(args.export / folder.PACKAGE))
+        program = evaluate.load(args.export / folder.PACKAGE)
+        sizes = dict(sorted(reads(program).items()))
         print(f"{platform.system()} has no Neural Engine to be measured; on a Mac: agp bench ane {args.export}")
         print(expected(sizes))
         return

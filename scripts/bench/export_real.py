@@ -168,7 +168,7 @@ def proven(recipe: str) -> dict[str, Any]:
     timed("package", lambda: coreml.save(out / "heads.mlpackage", entries, "one"))
     timed("asset", lambda: coreai.save(out / "heads.aimodel", entries))
     seen, read = Seen(), timed("reading", lambda: judges.evaluate.load(out / "heads.mlpackage"))
-    verdicts = timed("proof", lambda: list(judges.saved(out, read, parts, rules, seen)))
+    verdicts = timed("proof", lambda: list(judges.saved(out, read, parts, rules, seen, asset=True)))
     inputs = {name: {of: list(size) for of, size in entry.inputs.items()} for name, entry in entries.items()}
     checks = timed("checks", lambda: judges.checks(read, parts, inputs, seen))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -15,6 +15,7 @@ from agp.artifacts import unwritable
 from scripts.asked import some_path
 
 DOCUMENTS, ROOM = 24, 512
+FEWEST = 3  # texts: of a handful of positions the largest value is no measure of their errors
 LARGE = 1 << 20  # what is smaller gains nothing: a call has a floor
 
 
@@ -45,25 +46,33 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     out: Path = args.out or args.run / "export"
+    if not args.run.is_dir():
+        raise ValueError(f"{args.run} is {'a file' if args.run.exists() else 'not there'}; a run's folder is needed")
     if out.exists():
         raise ValueError(f"--out {out} exists already; give a new folder")
     if wrong := unwritable(out.parent):
         raise ValueError(f"--out {out}: {wrong}")
-    for name, value in (("room", args.room), ("documents", args.documents), ("from-bytes", args.from_bytes)):
-        if value < 1:
-            raise ValueError(f"--{name} is {value}; 1 or more is needed")
+    asked = (("room", args.room, 1), ("documents", args.documents, FEWEST), ("from-bytes", args.from_bytes, 1))
+    for name, value, least in asked:
+        if value < least:
+            raise ValueError(f"--{name} is {value}; {least} or more is needed")
+    if args.past_gates is not None and not args.past_gates.strip():
+        raise ValueError("--past-gates says no reason; it stands in the manifest and on the card")
     from export import folder, verify  # coremltools takes a second
     from export.compress import Smaller
     from export.cost import told
     from export.folder import CORE_AI, WITHOUT
+    from export.lint import POSITIONS
     from scripts.export.write import Asked, write
 
+    if args.room > POSITIONS:
+        raise ValueError(f"--room is {args.room:,}; the engine takes {POSITIONS:,} positions at most")
     smaller = [Smaller(kind, args.from_bytes) for kind in dict.fromkeys(args.weights)]
     proof = write(Asked(args.run, args.room, args.documents, args.past_gates, smaller), out)
-    print(verify.told(proof))
     for kind, cost in folder.manifest(out)["smaller"].items():
         print(f"{kind:<10} {told(cost)}")
     if not CORE_AI:
         print(f"no heads.aimodel: {WITHOUT}")
-    print(out)
+    print(verify.told(proof))
+    print(out if proof.passed else f"{out} is NOT PROVEN, and is kept to be looked at: ship another")
     return int(not proof.passed)

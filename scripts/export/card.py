@@ -1,13 +1,12 @@
 """The card beside a package: what it is, what it was made of, how near it is to what it should say."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from export import folder, verify
 from export.cost import told
 
 
-def card(manifest: dict[str, Any], verdicts: Sequence[verify.Verdict]) -> str:
+def card(manifest: dict[str, Any], proof: verify.Proof) -> str:
     rules = manifest["decisions"]
     entries = [f"| {name} | {shapes(of)} |" for name, of in manifest["inputs"].items()]
     codecs = ", ".join(f"{name} ({len(codec['levels'])} numbers)" for name, codec in rules["codecs"].items()) or "none"
@@ -33,7 +32,9 @@ def card(manifest: dict[str, Any], verdicts: Sequence[verify.Verdict]) -> str:
             "",
             "What inputs and outputs mean, thresholds and names stand in manifest.json. On held-out positions:",
             "",
-            *(f"    {line}" for line in verify.table(verdicts).splitlines()),
+            *(f"    {line}" for line in verify.table(proof.verdicts).splitlines()),
+            "",
+            f"{'Proven' if proof.passed else 'NOT PROVEN'}: {verify.whole(proof)}.",
             "",
             "Computed by numpy from the package's bytes, exactly and with every result rounded to half precision, and",
             "by Apple's runtime from the asset's; no Neural Engine was asked for this.",

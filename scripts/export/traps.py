@@ -155,5 +155,5 @@ TRAPS = [
     Trap("a transposed weight", transposed, "exact"),
     Trap("a swapped output name", swapped, "exact"),
     Trap("a stale threshold", stale, "thresholds"),
-    Trap("a flipped byte of a weight", flipped, "package"),
+    Trap("a flipped byte of a weight", flipped, "files"),
 ]

@@ -57,19 +57,19 @@ def made(asked: Asked, gates: dict[str, str], part: Path) -> Proof:
         heads = bundle.load(asked.run, teacher(asked.run / "domain").model)
         features = Features(asked.run / "harvest", "test")
         entries, rules = program.entries(heads, asked.room), decisions.rules(heads)
-    with steps("real positions"):
+    with steps("the package"):
         documents = chosen(features, asked.room, asked.documents)
+        weights = coreml.save(part / PACKAGE, entries, "one")
+        gained(asked.smaller, part / PACKAGE)
+    with steps("real positions"):
         given = parts(heads, features, entries, asked.room, documents)
         sample.save(part / SAMPLE, given)
     compared = origin.compared(heads, features, entries, asked.room, documents, rules)
     verdicts = [*steps.each("what heads say", compared)]
-    with steps("the package"):
-        weights = coreml.save(part / PACKAGE, entries, "one")
-        gained(asked.smaller, part / PACKAGE)
     with steps("the asset"):
         content = authored(part / ASSET, entries)
     seen, program_read = Seen(), evaluate.load(part / PACKAGE)
-    verdicts += steps.each("what is saved", judges.saved(part, program_read, given, rules, seen))
+    verdicts += steps.each("what is saved", judges.saved(part, program_read, given, rules, seen, CORE_AI))
     costs = steps.each("smaller weights", (cost.made(part, entries, of, given, rules) for of in asked.smaller))
     manifest = told(asked, part, gates) | {
         "smaller": dict(zip((of.kind for of in asked.smaller), costs, strict=True)),
@@ -86,8 +86,8 @@ def made(asked: Asked, gates: dict[str, str], part: Path) -> Proof:
     if wrong := [of for of in proof.checks if of.name in REFUSED and not of.passed]:
         raise ValueError("; ".join(of.told for of in wrong))
     write_json(part / VERIFICATION, verify.as_json(proof))
+    write_bytes(part / CARD, card(manifest, proof).encode())
     folder.write(part, manifest)
-    write_bytes(part / CARD, card(manifest, verdicts).encode())
     return proof
 
 
@@ -117,18 +117,37 @@ def authored(place: Path, entries: Mapping[str, Entry]) -> str | None:
 
 
 def passed(asked: Asked) -> dict[str, str]:
-    """The state of every stage; a run that is not whole, or whose gates are not passed, is refused unless told."""
-    name = (parsed(asked.run / ABOUT, []) or {}).get("recipe")
-    if name not in recipes.NAMES:
-        raise ValueError(f"{asked.run} is no run of a recipe; `agp runs` lists those there are")
-    states = {stage.name: runner.state(asked.run / stage.name) for stage in recipes.stages(getattr(recipes, name)())}
+    """The state of every stage, all of it read; a run that is not whole, or whose gates are not passed, is refused
+    unless told."""
+    name = recipe(asked.run)
+    states = stages(asked.run, name)
     unmade = {stage: state for stage, state in states.items() if not state.startswith(("whole", "past", "its gate"))}
     if unmade:
         raise ValueError(f"{asked.run} is not whole: {listed(unmade)}. `agp train {name} --out {asked.run}` goes on")
-    short = {stage: state for stage, state in states.items() if state != "whole"}
+    short = {stage: told_of(asked.run / stage, state) for stage, state in states.items() if state != "whole"}
     if short and asked.past_gates is None:
         raise ValueError(f'{asked.run}: {listed(short)}. Export it all the same with --past-gates "why"')
     return states
+
+
+def recipe(run: Path) -> str:
+    damages: list[str] = []
+    name = (parsed(run / ABOUT, damages) or {}).get("recipe") if (run / ABOUT).exists() else None
+    if damages:
+        raise ValueError(f"{damages[0]}; the same `agp train` writes it again")
+    if name not in recipes.NAMES:
+        raise ValueError(f"{run} is no run of a recipe; `agp runs` lists those there are")
+    return name
+
+
+def stages(run: Path, recipe: str) -> dict[str, str]:
+    names = [stage.name for stage in recipes.stages(getattr(recipes, recipe)())]
+    return {name: runner.state(run / name, thorough=True) for name in names}
+
+
+def told_of(stage: Path, state: str) -> str:
+    """With what keeps its gate closed."""
+    return "; ".join([state, *runner.closed(runner.read(stage))])
 
 
 def listed(states: dict[str, str]) -> str:
@@ -137,12 +156,12 @@ def listed(states: dict[str, str]) -> str:
 
 def told(asked: Asked, part: Path, gates: dict[str, str]) -> dict[str, Any]:
     """Of what it was made, and what all exports share."""
-    stages = {stage: runner.read(asked.run / stage) for stage in gates}
+    made = {stage: runner.read(asked.run / stage) for stage in gates}
     return {
         "agp": agp.__version__,
-        "recipe": (parsed(asked.run / ABOUT, []) or {})["recipe"],
-        "model": stages["domain"]["places"]["model"],
-        "stages": {stage: manifest["digest"] for stage, manifest in stages.items()},
+        "recipe": recipe(asked.run),
+        "model": made["domain"]["places"]["model"],
+        "stages": {stage: manifest["digest"] for stage, manifest in made.items()},
         "gates": gates,
         "past_gates": asked.past_gates,
         "content": coreml.content(part / PACKAGE),

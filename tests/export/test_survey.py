@@ -37,9 +37,12 @@ def test_the_command_says_it_of_a_model_and_texts(tmp_path, capsys, monkeypatch)
 
 def test_what_cannot_be_read_is_said(tmp_path, capsys):
     (tmp_path / "b.txt").write_bytes(b"abc\xff")
+    (tmp_path / "empty.txt").write_text("\n")
     for words, told in (
         (["--tokens", "0"], "--tokens is 0; 1 or more is needed"),
-        (["--texts", str(tmp_path / "none")], "there is no such file"),
+        (["--texts", str(tmp_path / "none")], "none is not there"),
+        (["--texts", str(tmp_path)], "is a folder; a file is needed"),
+        (["--texts", str(tmp_path / "empty.txt")], "empty.txt has no text in it"),
         (["--texts", str(tmp_path / "b.txt")], "is no text: byte 3 is not UTF-8"),
     ):
         assert cli.main(["ranges", "tiny-gemma4", *words]) == 2
