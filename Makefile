@@ -31,6 +31,8 @@ prove: $(READY)
 	$(BIN)/agp bench curriculum
 	$(BIN)/agp train tiny3n
 	$(BIN)/agp bench export
+	$(BIN)/agp bench mission
+	$(BIN)/agp bench decode --routed runs/tiny
 	$(BIN)/agp figures --check
 
 lint: $(READY)

@@ -7,13 +7,14 @@ agp bench memory      the peak of a training step, against its estimate
 agp bench heads       heads trained on kept states, beside states made again at each step
 agp bench curriculum  what a finished run is worth, over several seeds of its heads
 agp bench export      exports of whole runs, known traps, and heads of real size
+agp bench mission     what a token costs where early decoding keeps its promise
 agp bench ane         an export on each compute unit of this Mac, and where its operations run
 agp bench decode --help says more
 """
 
 import argparse
 
-from scripts.bench import ane, curriculum, decode, e2b, export, heads, memory, train
+from scripts.bench import ane, curriculum, decode, e2b, export, heads, memory, mission, train
 
 KINDS = {
     "decode": decode,
@@ -23,6 +24,7 @@ KINDS = {
     "heads": heads,
     "curriculum": curriculum,
     "export": export,
+    "mission": mission,
     "ane": ane,
 }
 
