@@ -11,9 +11,18 @@ from agp.models.decoder import Stream
 from agp.models.layout import Layout
 
 
+class Cost(NamedTuple):
+    """What one row's part of a call took; bytes are those of bodies, without HTTP's own."""
+
+    sent: int
+    received: int
+    seconds: float
+
+
 class Said(NamedTuple):
     tokens: np.ndarray  # B N: the likeliest after each position; 0 in holes
     logits: mx.array | None  # B N V, where they were asked for
+    costs: Sequence[Cost]  # of each row
 
 
 class Beyond(Protocol):

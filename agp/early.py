@@ -91,10 +91,10 @@ class Early:
             self.compare(ids, left, np.flatnonzero(asked), counts)
         replies.say(ids[:, None].tolist())
         last, found = replies.model.config.num_layers - 1, []
+        costs = {} if away.said is None else dict(zip(away.rows, away.said.costs, strict=True))
         for at, id in enumerate(ids.tolist()):
             block, seen = (last, None) if at in ended or at in away.rows else left[at][:2]
-            far = at in away.rows
-            found.append([Token(at, id, block, logits.get(at), seen, self.watched.of(at), away=far)])
+            found.append([Token(at, id, block, logits.get(at), seen, self.watched.of(at), away=costs.get(at))])
         return found
 
     def chosen(self, left: Mapping[int, Let], ended: dict[int, mx.array], away: Away, counts: np.ndarray):
@@ -179,7 +179,9 @@ class Watched:
         return self.early.audit.broken
 
     def step(self, counts: np.ndarray) -> list[list[Token]]:
-        return (self.lossless if self.broken else self.early).step(counts)
+        if not self.broken:
+            return self.early.step(counts)
+        return [[token._replace(fallen=True) for token in row] for row in self.lossless.step(counts)]
 
     def keep(self, rows: Sequence[int]) -> None:
         self.early.keep(rows)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import mlx.core as mx
 import numpy as np
 
+from agp.beyond import Cost
 from agp.generate import Sampler, greedy
 from agp.replies import Replies
 from agp.sites import At, Fn, Site, plain
@@ -27,7 +28,8 @@ class Token(NamedTuple):
     seen: Seen | None = None  # what the router or the drafter said of it
     watched: mx.array | None = None  # its state after the block that is watched, if it came so far
     seconds: float = 0.0
-    away: bool = False  # whether another host ran the blocks above
+    away: Cost | None = None  # of another host, where that ran the blocks above
+    fallen: bool = False  # whether early has gone over to lossless before it
 
 
 class Way(Protocol):

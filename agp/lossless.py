@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import mlx.core as mx
 import numpy as np
 
-from agp.beyond import Beyond, within
+from agp.beyond import Beyond, Cost, within
 from agp.follow import Seen, Token, Watch
 from agp.generate import Sampler, greedy
 from agp.models.decoder import Stream
@@ -123,7 +123,7 @@ class Lossless:
         drafting = self.pace is None or self.pace.drafts()
         done = self.draft(counts, self.most if drafting else 0)
         watched = self.watched.begun(np.arange(len(counts)))
-        truth, logits, far = self.judged(done, done.draws(counts))
+        truth, logits, costs = self.judged(done, done.draws(counts))
         stay, found = np.zeros_like(done.there), []
         for row, there in enumerate(done.there):
             places, tokens = np.flatnonzero(there).tolist(), []
@@ -132,7 +132,8 @@ class Lossless:
                 right = then >= 0 and done.tokens[row, then] == id
                 block, seen = (tap, done.seen[row][then]) if right else (model.config.num_layers - 1, None)
                 of = None if logits is None else logits[row, place]
-                tokens.append(Token(row, id, block, of, seen, watched.of(row, place), away=far and not right))
+                away = None if right else costs.get(row)
+                tokens.append(Token(row, id, block, of, seen, watched.of(row, place), away=away))
                 if not right:
                     break
             found.append(tokens)
@@ -144,20 +145,22 @@ class Lossless:
             self.pace.took(drafting, time.perf_counter() - started, sum(map(len, found)))
         return found
 
-    def judged(self, done: Round, draws: np.ndarray) -> tuple[np.ndarray, mx.array | None, bool]:
-        """What full depth says after every place; what it was chosen from, where that is known here; if it was away."""
+    def judged(self, done: Round, draws: np.ndarray) -> tuple[np.ndarray, mx.array | None, dict[int, Cost]]:
+        """What full depth says after every place; what it was chosen from, where that is known here; by row what it
+        took where it was away."""
         model, said = self.replies.model, None
         stream = self.replies.stream(done.hidden, done.inputs)
         if self.beyond is not None:
             stream, tokens = within(stream, model.config), mx.array(done.tokens)
             said = self.beyond(stream, tokens, range(len(draws)), logits=self.sampler is not greedy)
+        costs = {} if said is None else dict(enumerate(said.costs))
         if said is not None and said.logits is None:
-            return said.tokens, None, True
+            return said.tokens, None, costs
         if said is None:
             stream = model.blocks(stream, start=self.drafter.tap + 1, visit=self.watched.visit)
         logits: Any = model.unembed(stream) if said is None else said.logits
         truth = np.array(self.sampler(logits.flatten(0, 1), draws.reshape(-1))).reshape(draws.shape)
-        return truth, logits, said is not None
+        return truth, logits, costs
 
     def draft(self, counts: np.ndarray, most: int) -> Round:
         """Each row's last token, and what may come after it."""

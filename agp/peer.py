@@ -13,13 +13,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2
 import mlx.core as mx
 import numpy as np
 
-from agp.beyond import Said, windows, within
+from agp.beyond import Cost, Said, windows, within
 from agp.cache import KV
 from agp.models.decoder import Stream
 from agp.models.layout import Layout
@@ -60,6 +61,7 @@ class Counts:
     trips: int = 0
     sent: int = 0
     received: int = 0
+    seconds: float = 0.0  # that calls took, answered or not
     failures: Counter[str] = field(default_factory=Counter)
     last: str = ""  # failure, in words
 
@@ -80,20 +82,25 @@ class Breaker:
         self.until = self.clock() + self.rest
 
 
+def located(url: str) -> str:
+    """The scheme of an address that can be one."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        raise ValueError(f"the peer's address is {shown(url)}; one such as http://127.0.0.1:9430 is needed")
+    return parts.scheme
+
+
 class Link:
     """One connection, kept alive."""
 
     def __init__(self, url: str, token: str | None, counts: Counts, *, seconds: float, connect: float):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-            raise ValueError(f"the peer's address is {shown(url)}; one such as http://127.0.0.1:9430 is needed")
         headers = {"content-type": "application/octet-stream", "accept-encoding": "identity"}
         headers |= {} if token is None else {"authorization": f"Bearer {token}"}
         self.counts = counts
         self.client = httpx2.AsyncClient(
             base_url=url,
             headers=headers,
-            verify=parts.scheme == "https",
+            verify=located(url) == "https",
             trust_env=False,  # states and token go to the peer and to no proxy
             timeout=httpx2.Timeout(seconds, connect=connect),
             limits=httpx2.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=60),
@@ -156,11 +163,13 @@ class Remote:
         """Of replies that begin now."""
         return Rows(self, rows)
 
-    def asked(self, tails: "Sequence[Tail]", logits: bool) -> list[Answer] | None:
+    def asked(self, tails: "Sequence[Tail]", logits: bool) -> "list[Told] | None":
         with self.lock:
             if not self.breaker.lets:
                 return None
+            mx.eval([(tail.hidden, list(tail.shared.values())) for tail in tails])  # this host's work is not the peer's
             self.counts.calls += 1
+            started = time.perf_counter()
             try:
                 found = self.runner.run(self.all(tails, logits))
             except Failed as e:
@@ -168,17 +177,26 @@ class Remote:
                 self.counts.last = str(e)
                 self.breaker.told(e.reason == "slow", e.reason in HOPELESS)
                 return None
+            finally:
+                self.counts.seconds += time.perf_counter() - started
             self.counts.answered += 1
             self.breaker.told(True)
             return found
 
-    async def all(self, tails: "Sequence[Tail]", logits: bool) -> list[Answer]:
+    async def all(self, tails: "Sequence[Tail]", logits: bool) -> "list[Told]":
         """A deadline for the whole of it: bytes that drip in would never let a read time out."""
         try:
             async with asyncio.timeout(self.seconds):
-                return [await self.one(tail, logits) for tail in tails]
+                return [await self.told(tail, logits) for tail in tails]
         except TimeoutError as e:
             raise Failed("time", f"no answer within {self.seconds:g} s") from e
+
+    async def told(self, tail: "Tail", logits: bool) -> "Told":
+        counts, started = self.counts, time.perf_counter()
+        sent, received = counts.sent, counts.received
+        found = await self.one(tail, logits)
+        cost = Cost(counts.sent - sent, counts.received - received, time.perf_counter() - started)
+        return Told(found, cost)
 
     async def one(self, tail: "Tail", logits: bool) -> Answer:
         session, pause = tail.session, 0.05
@@ -242,6 +260,11 @@ class Remote:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Told(NamedTuple):
+    answer: Answer
+    cost: Cost
 
 
 class Session:
@@ -330,11 +353,11 @@ class Rows:
             return None
         ids = np.zeros(tokens.shape, int)
         told = mx.zeros((*ids.shape, self.remote.terms.vocabulary), getattr(mx, self.remote.terms.dtype))
-        for row, (tail, said) in enumerate(zip(tails, found, strict=True)):
+        for row, (tail, (said, _)) in enumerate(zip(tails, found, strict=True)):
             ids[row, tail.at] = np.array(said.tokens)
             if said.logits is not None:
                 told[row, mx.array(tail.at)] = said.logits
-        return Said(ids, told if logits else None)
+        return Said(ids, told if logits else None, [cost for _, cost in found])
 
     def keep(self, rows: Sequence[int]) -> None:
         self.sessions = [self.sessions[row] for row in rows]

@@ -30,6 +30,7 @@ class Look(NamedTuple):
 
     token: mx.array  # the likeliest of those that a glance knows
     told: Told  # logits
+    weights: mx.array | None = None  # how much each tap so far counted, where the state was mended
 
 
 class Bundle(NamedTuple):
@@ -54,12 +55,13 @@ class Bundle(NamedTuple):
         carried = self.late.onward(carried, flat(state))
         return self.late.hope(carried), carried
 
-    def mend(self, states: mx.array, place: Place, shared: Mapping[str, KV]) -> mx.array:
-        """B n D, normed as the model's head takes it: of the taps so far, T B n D."""
-        return self.decoder.norm(self.modules[len(states) - 1](states, place, shared).state)
+    def mend(self, states: mx.array, place: Place, shared: Mapping[str, KV]) -> depth.Mended:
+        """Of the taps so far, T B n D; its state is normed, B n D, as the model's head takes it."""
+        state, weights = self.modules[len(states) - 1](states, place, shared)
+        return depth.Mended(self.decoder.norm(state), weights)
 
     def read(self, state: mx.array) -> mx.array:
-        """Likewise, but of the state as it is."""
+        """Of the state as it is, normed likewise."""
         return self.decoder.normed(state)
 
     def look(self, carried: Carried, read: mx.array, mended: bool = True) -> Look:
@@ -111,9 +113,9 @@ class Router:
         looking = hope >= bundle.gate[tap]
         if self.limit is None or tap not in bundle.exits or not looking.any().item():
             return None
-        read = bundle.mend(states, place, shared)
+        read, weights = bundle.mend(states, place, shared)
         look = bundle.look(self.carried, read)
-        return Left(looking & (look.told.leave >= self.limit), read, look)
+        return Left(looking & (look.told.leave >= self.limit), read, look._replace(weights=weights))
 
     def begin(self, state: mx.array) -> Carried:
         if self.before is None:
@@ -151,9 +153,9 @@ class Drafter:
         ends = [[there.shape[1] - size + n for n in range(size)] for _ in there]
         before = self.last(states, there, ends)[:, :, ::-1]  # the nearest first
         _, carried = bundle.hope(stream.hidden, bundle.late.begun(before))
-        read = bundle.mend(stream.hidden[None], stream.place, stream.shared)
+        read, weights = bundle.mend(stream.hidden[None], stream.place, stream.shared)
         look = bundle.look(carried, read)
-        return Drafted(read, look.told.leave, look)
+        return Drafted(read, look.told.leave, look._replace(weights=weights))
 
     def last(self, states: mx.array, there: np.ndarray, ends: Sequence[Sequence[int]]) -> mx.array:
         """B n P W: of each row, before some ends, the last that are there; of `states` not all are."""

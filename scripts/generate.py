@@ -27,17 +27,16 @@ import agp
 from agp import adapter_files
 from agp.adapters import attach
 from agp.audit import Audit
-from agp.beyond import Beyond
 from agp.follow import Token, Way, follow
 from agp.generate import Sampler, Step, generate, make_sampler, until
 from agp.models.checks import accept
 from agp.models.load import DTYPES, TABLES, Loaded
-from agp.peer import Remote
+from agp.peer import located
 from agp.quant import BITS
 from agp.replies import Replies
 from agp.text import Tokenizer
 from scripts.asked import some_path
-from scripts.offers import remote
+from scripts.offers import Peers
 from scripts.routes import MODES, MOST, RATE, Opened, Trace, limited, opened, way
 from scripts.tokens import token_of
 
@@ -74,6 +73,8 @@ def run(args) -> None:
     sampler = make_sampler(args.temperature, args.top_p, args.seed)
     if wrong := faults(args):
         raise ValueError("; ".join(wrong))
+    if args.peer is not None:
+        located(args.peer)
     adapter = None if args.adapter is None else adapter_files.load(args.adapter)
     prompt = read_prompt(args.prompt)
     given = None if args.run is None else opened(args.run)
@@ -90,37 +91,35 @@ def run(args) -> None:
     clock = Clock(len(tokens), loaded.config.max_position_embeddings)
     stop = {*tokenizer.eos_ids, *stop_ids(tokenizer, args.stop)}
     with written(args.trace) as file:
-        trace, peers, how = None, {}, {"max_tokens": args.max_tokens, "stop": stop}
+        trace, peers, how = None, None, {"max_tokens": args.max_tokens, "stop": stop}
         if given is None or args.mode == "full":
             steps = generate(loaded.model, tokens, sampler=sampler, progress=clock.prefill, **how)
         else:
-            trace = Trace(given.heads, file, peers)
+            peers = None if args.peer is None else beside(args, given)
+            trace = Trace(given.heads, file, {} if peers is None else peers.asked)
             steps = trace.through(follow(routed(args, given, tokens, sampler, clock, peers), **how), tokenizer)
         try:
             for piece in until(tokenizer.stream(ids(clock.count(steps), stop)), args.stop):
                 print(piece, end="", flush=True)
         finally:
             print(f"\n{clock.report()}{f'; {trace}' if trace else ''}", file=sys.stderr)
-            for peer in peers.values():
-                peer.close()
+            if peers is not None:
+                peers.close()
     print()
 
 
-def routed(
-    args, given: Opened, tokens: Sequence[int], sampler: Sampler, clock: "Clock", peers: dict[int, Remote]
-) -> Way:
-    audit, model, token = None, given.heads.decoder, None if args.peer is None else token_of(args.token_file)
+def beside(args, given: Opened) -> Peers:
+    return Peers(args.run, given, args.peer, token_of(args.token_file))
 
-    def beyond(tap: int) -> Beyond:
-        peers[tap] = remote(args.run, given, tap, args.peer, token)
-        return peers[tap].beyond()
 
+def routed(args, given: Opened, tokens: Sequence[int], sampler: Sampler, clock: "Clock", peers: Peers | None) -> Way:
+    audit, model = None, given.heads.decoder
     accept(model.config, model.identity, [list(tokens)], None, None)
     if args.mode == "early":
         audit = Audit(0.01 if args.risk is None else args.risk, RATE, args.seed)
         limited(given.heads, audit.risk)
     replies = Replies.begun(model, [tokens], slack=MOST + 1, progress=clock.prefill)
-    return way(given, args.mode, replies, sampler, audit=audit, beyond=None if args.peer is None else beyond)
+    return way(given, args.mode, replies, sampler, audit=audit, beyond=None if peers is None else peers.beyond)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from agp.artifacts import digest
+from agp.beyond import Beyond
 from agp.models.files import read_json
 from agp.packet import RAW
 from agp.peer import Remote
@@ -26,7 +27,22 @@ def offered(run: Path, given: Opened) -> list[Offer]:
     return found
 
 
-def remote(run: Path, given: Opened, tap: int, url: str, token: str | None) -> Remote:
-    """A peer that takes raw states after a tap: what it answers is what this host would say, to the bit."""
-    raw = next(offer for offer in offered(run, given) if (offer.terms.codec, offer.terms.sent) == (RAW, tap))
-    return Remote(url, raw.terms, raw.wire, given.loaded.config, token=token)
+class Peers:
+    """One peer, at every tap where it is asked; it takes raw states: what it answers is what this host would say, to
+    the bit. A connection is made by the thread that first asks for it, which closes it too."""
+
+    def __init__(self, run: Path, given: Opened, url: str, token: str | None):
+        self.url, self.token, self.config = url, token, given.loaded.config
+        self.offers = {offer.terms.sent: offer for offer in offered(run, given) if offer.terms.codec == RAW}
+        self.asked: dict[int, Remote] = {}  # by tap
+
+    def beyond(self, tap: int) -> Beyond:
+        """Of a reply that begins now."""
+        if tap not in self.asked:
+            raw = self.offers[tap]
+            self.asked[tap] = Remote(self.url, raw.terms, raw.wire, self.config, token=self.token)
+        return self.asked[tap].beyond()
+
+    def close(self) -> None:
+        for peer in self.asked.values():
+            peer.close()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from agp.audit import Audit
-from agp.beyond import Beyond
+from agp.beyond import Beyond, Cost
 from agp.early import Early, Watched
 from agp.follow import Full, Token
 from agp.generate import Sampler
@@ -103,10 +103,12 @@ class Trace:
     def __init__(self, heads: Bundle, file: Any, peers: Mapping[int, Remote]):
         self.heads, self.file, self.peers = heads, file, peers
         self.depths: dict[int, int] = {}
+        self.fallen = False
 
     def through(self, tokens: Iterable[Token], tokenizer: Tokenizer) -> Iterator[Token]:
         for token in tokens:
             self.depths[token.block] = self.depths.get(token.block, 0) + 1
+            self.fallen |= token.fallen
             if self.file is not None:
                 line = {"text": tokenizer.decode([token.id], special=True)} | described(self.heads, token)
                 print(json.dumps(line), file=self.file, flush=True)
@@ -115,6 +117,7 @@ class Trace:
     def __str__(self) -> str:
         count = sum(self.depths.values())
         parts = [f"{n / count:.0%} after block {block}" for block, n in sorted(self.depths.items())]
+        parts += ["early has fallen back to lossless"] if self.fallen else []
         for tap, peer in self.peers.items():
             of = peer.counts
             why = f", at last: {of.last}" if of.last and of.answered < of.calls else ""
@@ -124,16 +127,34 @@ class Trace:
         return ", ".join(parts)
 
 
+def route(token: Token, last: int) -> str:
+    """One that needed all blocks, up to the `last`, goes on, here or away; one that left, or was drafted right, was
+    mended at its tap."""
+    return "escalate" if token.away else "continue_local" if token.block == last else "revive_local"
+
+
 def described(heads: Bundle, token: Token) -> dict[str, Any]:
-    """One that needed all blocks goes on, here or away; one that left, or was drafted right, was mended at its tap."""
-    last, seen = heads.decoder.config.num_layers - 1, token.seen
+    """`mixing` says how much each tap up to its own counted; `peer` what was spent on the call that made it."""
+    last, seen, away = heads.decoder.config.num_layers - 1, token.seen, token.away
     vitality: Any = None if seen is None else mx.sigmoid(seen.told.told.vitality[seen.at]).item()
+    mixing = None if seen is None or seen.told.weights is None else seen.told.weights[seen.at].tolist()
     concepts = None if token.watched is None else list(dict.fromkeys(heads.concepts(token.watched[None, None])[0]))
     return {
         "token": token.id,
-        "route": "escalate" if token.away else "continue_local" if token.block == last else "revive_local",
+        "route": route(token, last),
         "block": token.block,
         "vitality": None if vitality is None else round(vitality, 4),
+        "mixing": None if mixing is None else [round(weight, 4) for weight in mixing],
         "concepts": concepts,
-        "ms": round(1e3 * token.seconds, 2),
+        "ms": milliseconds(token.seconds),
+        "peer": None if away is None else spent(away),
+        "fallen": token.fallen,
     }
+
+
+def spent(on: Cost) -> dict[str, float]:
+    return {"sent": on.sent, "received": on.received, "ms": milliseconds(on.seconds)}
+
+
+def milliseconds(seconds: float) -> float:
+    return round(1e3 * seconds, 2)

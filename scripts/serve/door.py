@@ -2,12 +2,14 @@
 
 agp serve --run runs/tiny
 agp serve --model google/gemma-4-E2B-it --port 8000 --batch 8
+agp serve --run runs/tiny --peer http://127.0.0.1:9430
 AGP_TOKEN="$(cat token.txt)" agp serve --run runs/tiny --host 192.168.1.7
 
 curl http://127.0.0.1:8430/v1/chat/completions -H "Content-Type: application/json" \\
   -d '{"model": "tiny", "messages": [{"role": "user", "content": "Reverse: a b c"}]}'
 
 Every token takes all blocks unless a request says otherwise: "agp": {"mode": "early", "risk": 0.01, "trace": true}.
+With a --peer what goes above the tap, early or lossless, goes there, and is done here where no answer comes in time.
 Without a temperature the likeliest token is taken; with one, the same seed gives the same text in any company.
 Only this machine may ask, unless --host says otherwise; then a token is required, and travels as it is: over a network
 that others use too, put TLS in front. Ctrl-C or SIGTERM lets replies end first; a second one does not wait.
@@ -22,8 +24,10 @@ import agp
 from agp import adapter_files
 from agp.adapters import attach
 from agp.models.load import DTYPES, TABLES
+from agp.peer import located
 from agp.quant import BITS
 from scripts.asked import some_path
+from scripts.offers import Peers
 from scripts.routes import opened
 from scripts.serve.engine import Engine, Opened
 from scripts.serve.limits import Limits
@@ -44,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token-file", type=some_path, metavar="FILE", help="who does not know it is out; or AGP_TOKEN"
     )
+    parser.add_argument("--peer", metavar="URL", help="of `agp peer`: who runs the blocks above a tap, if it answers")
+    parser.add_argument("--peer-token-file", type=some_path, metavar="FILE", help="what the peer asks for")
     parser.add_argument("--adapter", metavar="DIR", help="of --model: what `agp train` made, or PEFT, or mlx-lm")
     parser.add_argument("--dtype", choices=DTYPES, help="of --model; float32 is the fastest on a CPU")
     parser.add_argument("--quantize", type=int, choices=BITS, metavar="BITS", help="of --model, while loading")
@@ -68,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     given = [name for name in OWN if getattr(args, name) is not None]
     if args.run is not None and given:
         raise ValueError(f"a run has its own; leave out {', '.join(f'--{name}' for name in given)}")
+    word = peer_token(args)
     token, loopback = token_of(args.token_file), is_loopback(args.host)
     if token is None and not loopback:
         raise ValueError(f"at {args.host} others could ask too; give --token-file or AGP_TOKEN, or leave out --host")
@@ -75,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     if not re.fullmatch(r"[!-~]{1,200}", name):
         raise ValueError(f"clients cannot call it {name!r}; give a --name of printable characters without spaces")
     with listening(args.host, args.port) as sock:
-        engine = Engine(name, lambda: opening(args), limits)
+        engine = Engine(name, lambda: opening(args, word), limits)
         engine.start()
         server = Server(engine, token, loopback)
         host, port = sock.getsockname()[:2]
@@ -84,9 +91,21 @@ def run(args: argparse.Namespace) -> None:
         server.until_stopped(sock)
 
 
-def opening(args: argparse.Namespace) -> Opened:
+def peer_token(args: argparse.Namespace) -> str | None:
+    """What the peer is told; what clients tell this server is not for it."""
+    if args.peer is not None and args.run is None:
+        raise ValueError("--peer needs the heads of a run; give --run instead of --model")
+    if args.peer is None and args.peer_token_file is not None:
+        raise ValueError("--peer-token-file is for --peer, which is not given")
+    if args.peer is not None:
+        located(args.peer)
+    return None if args.peer_token_file is None else token_of(args.peer_token_file)
+
+
+def opening(args: argparse.Namespace, word: str | None) -> Opened:
     if args.run is not None:
-        return Opened(*opened(args.run))
+        given = opened(args.run)
+        return Opened(*given, peers=None if args.peer is None else Peers(args.run, given, args.peer, word))
     adapter = None if args.adapter is None else adapter_files.load(args.adapter)
     loaded = agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)
     if adapter:

@@ -11,13 +11,22 @@ BITS = 32  # of a draw's number within its request
 class Draws:
     def __init__(self):
         self.own: dict[int, Sampler] = {}  # of requests that are not greedy
+        self.shown: set[int] = set()  # requests that are told how likely tokens were
 
-    def add(self, request: int, sampler: Sampler) -> None:
+    @property
+    def needed(self) -> bool:
+        """More than the likeliest tokens."""
+        return bool(self.own or self.shown)
+
+    def add(self, request: int, sampler: Sampler, shown: bool = False) -> None:
         if sampler is not greedy:
             self.own[request] = sampler
+        if shown:
+            self.shown.add(request)
 
     def remove(self, request: int) -> None:
         self.own.pop(request, None)
+        self.shown.discard(request)
 
     def __call__(self, logits: mx.array, draws) -> mx.array:
         draws = np.asarray(draws)

@@ -20,6 +20,7 @@ from agp.replies import SLACK, Progress, Replies
 from heads.bundle import Bundle
 from scripts import routes
 from scripts.generate import tokenizer_of
+from scripts.offers import Peers
 from scripts.serve.asked import Asked, Served
 from scripts.serve.draws import Draws
 from scripts.serve.group import FAILURES, Group, Ways, failed
@@ -41,6 +42,7 @@ class Opened(NamedTuple):
     loaded: Loaded
     heads: Bundle | None = None
     known: dict[Ending, int] | None = None
+    peers: Peers | None = None
 
 
 class Engine:
@@ -49,6 +51,7 @@ class Engine:
         self.name, self.open, self.limits = name, open, limits
         self.metrics = metrics or Metrics()
         self.draws = Draws()
+        self.ways = Ways(None, self.draws)  # until there is a model
         self.waiting: deque[Reply] = deque()
         self.coming: Reply | None = None  # whose prompt is being read
         self.groups: dict[tuple[str, float | None], Group] = {}
@@ -110,13 +113,14 @@ class Engine:
             with self.changed:
                 self.alive = False
             self.end()
+            self.ways.close()
 
     def opened(self) -> Served:
-        loaded, heads, known = self.open()
+        loaded, heads, known, peers = self.open()
         if mx.metal.is_available():  # keep the weights from being paged out between tokens
             mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
         given = None if heads is None else routes.Opened(loaded, heads, known or {})
-        self.model, self.ways, self.turns = loaded.model, Ways(given, self.draws), 0
+        self.model, self.ways, self.turns = loaded.model, Ways(given, self.draws, peers), 0
         config = loaded.config
         return Served(self.name, tokenizer_of(loaded), config.max_position_embeddings, config.vocab_size, heads)
 
@@ -147,7 +151,7 @@ class Engine:
         group = self.groups.get(reply.way)
         if group is None:
             group = self.groups[reply.way] = Group(lambda replies: self.ways.begin(*reply.way, replies), self.metrics)
-        self.draws.add(reply.number, reply.sampler)
+        self.draws.add(reply.number, reply.sampler, reply.asked.shown is not None)
         self.guarded(reply.way, lambda: group.join(replies, reply))
 
     def read(self, reply: Reply) -> Replies | None:
@@ -207,10 +211,12 @@ class Engine:
             group = self.groups[way]
             for reply in group.rows:
                 reply.refuse(failed(e))
+                self.draws.remove(reply.number)
             group.rows = []
 
     def note(self) -> None:
-        self.metrics.stands(len(self.waiting), self.rows, self.ways.audits)
+        asked = {} if self.ways.peers is None else self.ways.peers.asked
+        self.metrics.stands(len(self.waiting), self.rows, self.ways.audits, asked)
 
     def end(self) -> None:
         """All that is under way ends where it is, and what waits is refused."""

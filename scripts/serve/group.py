@@ -2,13 +2,18 @@
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import mlx.core as mx
+
 from agp.audit import Audit
+from agp.beyond import Beyond, Said
 from agp.follow import Full
+from agp.models.decoder import Stream
 from agp.pace import Pace
 from agp.replies import Replies
+from scripts.offers import Peers
 from scripts.routes import RATE, Opened, way
 from scripts.serve.draws import Draws, numbered
 from scripts.serve.metrics import Metrics
@@ -32,8 +37,8 @@ FAILURES = (
 class Ways:
     """Begins them. What early promises is watched as long as this lasts, whoever asks for it."""
 
-    def __init__(self, given: Opened | None, draws: Draws):
-        self.given, self.draws = given, draws
+    def __init__(self, given: Opened | None, draws: Draws, peers: Peers | None = None):
+        self.given, self.draws, self.peers = given, draws, peers
         self.audits: dict[float, Audit] = {}
         self.pace = Pace()
 
@@ -42,7 +47,32 @@ class Ways:
             assert mode == "full", "checked when it was asked for"
             return Full(replies, self.draws)
         audit = None if risk is None else self.audits.setdefault(risk, Audit(risk, RATE))
-        return way(self.given, mode, replies, self.draws, audit=audit, pace=self.pace)
+        beyond = None if self.peers is None else self.beyond
+        return way(self.given, mode, replies, self.draws, audit=audit, pace=self.pace, beyond=beyond)
+
+    def beyond(self, tap: int) -> Beyond:
+        assert self.peers is not None
+        return Sparing(self.peers.beyond(tap), self.draws)
+
+    def close(self) -> None:
+        if self.peers is not None:
+            self.peers.close()
+
+
+class Sparing:
+    """Asks for chances, which are as many as there are tokens, only while some reply needs them."""
+
+    def __init__(self, beyond: Beyond, draws: Draws):
+        self.beyond, self.draws = beyond, draws
+
+    def __call__(self, stream: Stream, tokens: mx.array, rows: Sequence[int], *, logits: bool) -> Said | None:
+        return self.beyond(stream, tokens, rows, logits=logits and self.draws.needed)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.beyond.keep(rows)
+
+    def join(self, count: int) -> None:
+        self.beyond.join(count)
 
 
 class Group:

@@ -12,7 +12,7 @@ from agp.generate import make_sampler
 from agp.text import UNFINISHED, Tokenizer
 from heads.bundle import Bundle
 from scripts.generate import stop_ids
-from scripts.routes import described
+from scripts.routes import described, milliseconds
 from scripts.serve.asked import Asked, Served
 from scripts.serve.refusal import Refused
 from scripts.serve.text import Text
@@ -108,8 +108,8 @@ def told(heads: Bundle | None, token: Token) -> dict[str, Any]:
     """What `described` says, and of a model alone as much of it as there is."""
     if heads is not None:
         return described(heads, token)
-    alone = {"token": token.id, "route": "continue_local", "block": token.block, "vitality": None, "concepts": None}
-    return alone | {"ms": round(1e3 * token.seconds, 2)}
+    alone = {"token": token.id, "route": "continue_local", "block": token.block, "vitality": None, "mixing": None}
+    return alone | {"concepts": None, "ms": milliseconds(token.seconds), "peer": None, "fallen": False}
 
 
 def chances(tokenizer: Tokenizer, token: Token, count: int) -> Chance:

@@ -70,7 +70,7 @@ def test_what_it_says_one_position_at_a_time_is_what_was_said_of_all():
     for document in longest(test):
         for at, tap, _, router, now in fed(given, test, document):
             assert router.carried is not None
-            read = given.mend(*now)
+            read = given.mend(*now).state
             mended, lens = (
                 given.look(router.carried, read),
                 given.look(router.carried, given.read(now[0][-1]), mended=False),
@@ -194,7 +194,7 @@ def test_many_positions_at_once_are_as_one_at_a_time():
     late = at_once()[1]
     for tap in range(len(given.taps)):
         hope, carried = given.hope(batch.states[tap], carried)
-        read = given.mend(batch.states[: tap + 1], Place(batch.end, batch.pad), batch.shared)
+        read = given.mend(batch.states[: tap + 1], Place(batch.end, batch.pad), batch.shared).state
         look = given.look(carried, read)
         places = batch.places[batch.chosen]
         for ours, wanted in ((hope, late.hope), (look.told.leave, late.leave)):

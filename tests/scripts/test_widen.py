@@ -39,7 +39,7 @@ def test_heads_of_a_run_say_the_same_of_wide_states():
             stream = model.blocks(stream, start=below, stop=tap + 1)
             states, below = [*states, stream.hidden], tap + 1
             hope, carried = of.hope(stream.hidden, carried)
-            read = of.mend(mx.stack(states), stream.place, stream.shared)
+            read = of.mend(mx.stack(states), stream.place, stream.shared).state
             look = of.look(carried, read)
             found.append((n, hope, model.head(read), look.told.leave, look.told.vitality, look.token))
     for (n, *narrow), (_, *broad) in zip(found[:4], found[4:], strict=True):
