@@ -4,6 +4,7 @@ import pytest
 
 from agp.audit import Audit
 from agp.early import Early, Watched
+from agp.follow import follow
 from agp.generate import make_sampler
 from agp.lossless import Lossless
 from agp.receiver import Offer, Receiver, plain, terms
@@ -41,8 +42,12 @@ def test_lossless(family, rows, temperature):
     tap = model.config.num_producers - 1
     beyond = Gone(peer(model, tap).beyond(rows))
     way = Lossless(Replies.begun(model, PROMPTS[:rows]), Lens(model, tap), sampler, beyond=beyond)
-    assert said(way, rows, 30) == [alone(model, prompt, 30, sampler) for prompt in PROMPTS[:rows]]
+    tokens = list(follow(way, max_tokens=30))
+    texts = [[token.id for token in tokens if token.row == row] for row in range(rows)]
+    assert texts == [alone(model, prompt, 30, sampler) for prompt in PROMPTS[:rows]]
     assert all(beyond.answered) and len(beyond.answered) > 5
+    assert not any(token.away for token in tokens if token.block == tap), "a draft that was right was made here"
+    assert 5 < sum(token.away is not None for token in tokens) <= rows * len(beyond.answered)
 
 
 @BOTH

@@ -77,6 +77,7 @@ class Api:
             return found
         heads, limits = served.heads, served.heads.limits["revive"]
         about = {"blocks": heads.decoder.config.num_layers, "taps": list(heads.taps), "modes": list(MODES)}
+        about |= {"peer": self.engine.ways.peers is not None}
         return found | {"agp": about | {"risks": [risk for risk, limit in limits.items() if limit is not None]}}
 
     async def models(self, request: Request) -> Response:

@@ -18,12 +18,19 @@ FILES = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
-HEADS = {"blocks": 12, "taps": [4, 6, 8, 10], "risks": ["0.01", "0.02"], "modes": ["full", "early", "lossless"]}
+HEADS = {
+    "blocks": 12,
+    "taps": [4, 6, 8, 10],
+    "risks": ["0.01", "0.02"],
+    "modes": ["full", "early", "lossless"],
+    "peer": True,
+}
 PROSE = (
     "Here| is| the| list|,| turned| around|:|\n|c|,| b|,| a|.|\n|\n|Each| letter| kept| its| own| comma|,"
     "| and| nothing| else| was| changed| on| the| way|."
 ).split("|")
 DIFFERS = 17  # where early says something else
+DRIFTS = 9  # where it is found out
 BLOCKS = (4, 6, 4, 8, 11, 10, 4, 6, 11, 4, 8)
 MARKUP = "<script>window.ran = true</script><img src=x onerror='window.ran = true'>"
 
@@ -39,7 +46,7 @@ def token(at: int, text: str, mode: str) -> Token:
         return told
     if not last:
         told |= {"route": "revive_local", "vitality": (0.97, 0.83, 0.58, 0.91, 0.74)[at % 5]}
-        told["mix"] = ([1.0], [0.7, 0.3], [0.6, 0.3, 0.1])[at % 3]
+        told["mixing"] = ([1.0], [0.7, 0.3], [0.6, 0.3, 0.1])[at % 3]
     if block >= 8:
         told["concepts"] = ["task.reverse", "delimiter.comma"] if at % 2 else ["task.reverse"]
     if at % 13 == 8:
@@ -66,9 +73,9 @@ def chunks(prompt: str, mode: str) -> Iterator[tuple[str, list[Token]]]:
             time.sleep(0.02)
             yield f" {at}", [token(at, f" {at}", mode)]
     else:
-        for told in reply(mode):
+        for at, told in enumerate(reply(mode)):
             time.sleep(0.002)
-            yield told["text"], [told]
+            yield told["text"], [told | {"fallen": mode == "early" and "drift" in prompt and at >= DRIFTS}]
         yield "", [token(len(PROSE), "<turn|>", mode)]
 
 

@@ -20,8 +20,9 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.launch import ROOT
-from tests.scripts.page_server import DIFFERS, MARKUP, PROSE, Stand
+from tests.scripts.page_server import DIFFERS, DRIFTS, MARKUP, PROSE, Stand
 from tests.scripts.test_routes import lax
+from tests.scripts.test_serve_peer import WORD, peer
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -148,9 +149,31 @@ def test_what_is_summed_up_of_a_reply_is_what_its_tokens_say(page):
     assert len(page.all(".strip rect")) == 28
     assert page.one(".strip").get_attribute("aria-label").startswith("Vitality of 28 tokens: 0.797 on average, 0.58 at")
     facts = page.one(".facts").text.splitlines()
-    assert facts[:4] == ["Left after", "block 4", "13, 38 %", "block 6"] and "What was mixed, on average" in facts
+    assert facts[:4] == ["Left after", "block 4", "13, 38 %", "block 6"] and "Depths mixed, on average" in facts
     assert facts[-5:-2] == ["Most frequent concepts", "task.reverse (15)", "delimiter.comma (7)"]
-    assert "2 tokens: 43 ms at the peer, 21.5 ms each, 6.37 kB sent, 1.02 kB received" in " ".join(facts)
+    assert "2 tokens: 43 ms till the peer answered, 21.5 ms each, 6.37 kB sent, 1.02 kB received" in " ".join(facts)
+
+
+def test_a_token_shows_how_much_each_depth_counted_and_what_the_peer_was_sent(page):
+    page.say("Reverse: a, b, c")
+    for at, widths, words in (
+        (0, [], "left early and was mended · vitality 0.97"),
+        (2, [60, 30, 10], "mixed of block 4 60 %, block 6 30 %, block 8 10 %"),
+        (8, [], "was sent to the peer · 12.5 ms · 21.5 ms till the peer answered, 3.18 kB sent, 512 bytes received"),
+    ):
+        page.all(".token[role=option]")[at].click()
+        parts = page.run("return [...document.querySelectorAll('.mixed .bar')].map((of) => of.style.width)")
+        assert parts == [f"{width}%" for width in widths] and words in page.one(".detail").text
+    bars = page.run("return [...document.querySelectorAll('.bars')].map((of) => of.innerText.split('\\n'))")
+    assert bars[1][::2] == ["block 4", "block 6", "block 8"]
+
+
+def test_that_early_has_fallen_back_to_lossless_is_seen_and_heard(page):
+    page.say("one")
+    assert not page.one(".alarm").is_displayed()
+    page.say("drift")
+    said = f"⚠ Early has fallen back to lossless at token {DRIFTS + 1}: more tokens differed"
+    assert page.all(".alarm")[1].text.startswith(said) and said in page.said()
 
 
 def test_what_was_said_is_sent_again_with_the_next_message_until_a_new_conversation(page, stand):
@@ -378,7 +401,7 @@ def test_a_server_that_wants_a_token_is_given_one(chrome):
         page = Page(chrome, stand.address, failed=1)
         assert page.one("[role=alert]").text == "the token is missing, or is another"
         page.one("#token").send_keys("open", Keys.TAB)
-        page.until(lambda: page.one("#about").text == "tiny · 12 blocks")
+        page.until(lambda: page.one("#about").text == "tiny · 12 blocks · with a peer")
         page.say("one")
         assert page.tokens()[0] == "Here"
         page.check()
@@ -392,10 +415,16 @@ def test_a_server_that_is_gone_is_said_to_be(chrome):
     chrome.get_log("browser")  # says so too
 
 
-def test_the_server_itself_answers_the_page(chrome, tmp_path):
+def test_the_server_itself_answers_the_page_with_a_peer_beside_it(chrome, tmp_path):
     (tmp_path / "run").mkdir()
-    words = ["serve", "--run", lax(tmp_path / "run"), "--port", "0"]
-    command = [sys.executable, "-m", "scripts.cli", *words]
+    token, run = tmp_path / "token", lax(tmp_path / "run")
+    token.write_text(WORD)
+    with peer(run) as (_, address):
+        words = ["serve", "--run", run, "--port", "0", "--peer", address, "--peer-token-file", str(token)]
+        answered_by([sys.executable, "-m", "scripts.cli", *words], chrome)
+
+
+def answered_by(command: list[str], chrome) -> None:
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:
         try:
             page = Page(chrome, address_of(server))
@@ -408,6 +437,9 @@ def test_the_server_itself_answers_the_page(chrome, tmp_path):
             page.one("#mode option[value=lossless]").click()
             page.say("Reverse: d e f")
             assert page.all(".verdict")[-1].text.startswith("≡ Token for token the same.")
+            assert "with a peer" in page.one("#about").text
+            facts = page.all(".facts")[-1].get_property("textContent")
+            assert re.search(r"To the peer\d+ tokens?: [\d.,]+ ms till .*sent.*received", facts), facts
             page.failed = 1
             page.one("#most").clear()
             page.one("#most").send_keys("99999")

@@ -1,7 +1,8 @@
 """`agp serve --peer`: what is said with a second host is what is said without it, also where that host goes.
 
-Seen to fail when broken: rows that leave without the peer being told, a connection for each group, chances asked for by
-nobody, logprobs of a token that came without chances, a peer that is believed to be there once it is killed.
+Seen to fail when broken: rows that join or leave without the peer being told, chances asked for by nobody, or not asked
+for where likelihoods are shown, a breaker that is told nothing, connections left open, early that says nothing of its
+end.
 """
 
 import threading

@@ -11,7 +11,7 @@ const MARK = /^<[^<>\s]+>$/; // <turn|> and its like
 const PAUSE = 200; // ms between two drawings of what is summed up
 
 const $ = (id) => document.getElementById(id);
-const server = { id: null, blocks: null, exits: [], modes: [], risks: [] };
+const server = { id: null, blocks: null, exits: [], modes: [], risks: [], peer: false };
 let messages = []; // a new conversation is a new list: what still runs writes to its own
 let going = null; // an AbortController while a reply comes
 let following = true; // the end of the page, until the reader scrolls up
@@ -35,6 +35,7 @@ const quoted = (text) => `“${text.replaceAll("\n", "↵")}”`;
 const joined = (parts, by = " · ") => parts.filter(Boolean).join(by);
 const named = (mode) => NAMES[mode] ?? mode;
 const isLast = (block) => block === server.blocks - 1;
+const tapOf = (i) => server.exits[i] ?? i;
 const blockSaid = (block) => `block ${block}${isLast(block) ? ", the last" : ""}`;
 
 /** How far along the exits a block lies, 0 to 6; where nothing is known of them, all is of full depth. */
@@ -47,7 +48,7 @@ function level(block) {
 // What was decided of a token, in words
 
 function described(token, at) {
-  const { text, block, route, vitality, ms, peer, mix, concepts } = token;
+  const { text, block, route, vitality, ms, peer, mixing, concepts } = token;
   const gone = route === "escalate" || (block != null && !isLast(block));
   return joined([
     `token ${at + 1}${text ? ` ${quoted(text)}` : ", no text of its own"}`,
@@ -56,7 +57,7 @@ function described(token, at) {
     vitality != null && `vitality ${vitality.toFixed(2)}`,
     ms != null && `${short(ms)} ms`,
     peer && peerSaid([peer]),
-    mix?.length && `mixed of ${mix.map((weight, i) => `block ${server.exits[i] ?? i} ${share(weight, 1)}`).join(", ")}`,
+    mixing?.length > 1 && `mixed of ${mixing.map((weight, i) => `block ${tapOf(i)} ${share(weight, 1)}`).join(", ")}`,
     concepts?.length && `concepts: ${concepts.join(", ")}`,
   ]);
 }
@@ -64,7 +65,7 @@ function described(token, at) {
 function peerSaid(peers) {
   const [ms, sent, received] = ["ms", "sent", "received"].map((field) => known(peers, field));
   const parts = [
-    ms.length && `${short(sum(ms))} ms at the peer`,
+    ms.length && `${short(sum(ms))} ms till the peer answered`,
     ms.length > 1 && `${short(mean(ms))} ms each`,
     sent.length && `${bytes(sum(sent))} sent`,
     received.length && `${bytes(sum(received))} received`,
@@ -81,12 +82,13 @@ class Reply {
     this.list = make("div", { ...list, "aria-label": `Tokens, ${named(mode)}; arrow keys walk` });
     this.detail = make("p", { class: "detail quiet" });
     this.facts = make("div", { class: "facts" });
-    this.more = make("details", { open: "", hidden: "" }, make("summary", {}, "Depths, concepts, peer"), this.facts);
+    this.more = make("details", { open: "", hidden: "" }, make("summary", {}, "Depths, mixing, concepts, peer"), this.facts);
     this.speed = make("p", { class: "speed" });
+    this.alarm = make("p", { class: "alarm", hidden: "" });
     this.figure = make("figure");
     this.whole = make("p", { class: "unseen" }); // to be read in one go; the list is for walking
     const title = make("h3", {}, mode === "early" ? `${named(mode)}, risk ${risk}` : named(mode));
-    const parts = [title, this.list, this.whole, this.detail, this.speed, this.figure, this.more];
+    const parts = [title, this.alarm, this.list, this.whole, this.detail, this.speed, this.figure, this.more];
     this.node = make("article", { class: "reply going", "aria-label": `Reply, ${named(mode)}` }, ...parts);
     const at = (event) => (event.target === this.list ? null : Number(event.target.dataset.at));
     this.list.addEventListener("focusin", (event) => this.choose(at(event)));
@@ -138,7 +140,7 @@ class Reply {
     if (at != null) for (const node of this.node.querySelectorAll(`[data-at="${at}"]`)) node.classList.add("chosen");
     this.shown = at;
     const hint = this.tokens.length ? "Point at a token, or walk with the arrow keys: what was decided of it." : "";
-    this.detail.textContent = at == null ? hint : described(this.tokens[at], at);
+    this.detail.replaceChildren(...(at == null ? [hint] : [described(this.tokens[at], at), mixed(this.tokens[at])]));
     this.detail.classList.toggle("quiet", at == null);
   }
 
@@ -168,6 +170,8 @@ class Reply {
     clearTimeout(this.due);
     this.due = null;
     this.speed.textContent = this.speedSaid();
+    this.alarm.textContent = this.alarmSaid();
+    this.alarm.hidden = !this.alarm.textContent;
     this.figure.replaceChildren(...strip(this.tokens));
     this.show(this.shown);
     const facts = [depths, mixes, concepts, escalated].map((fact) => fact(this.tokens)).filter(Boolean);
@@ -189,6 +193,12 @@ class Reply {
       this.each && `${short(this.each)} ms a token · ${short(1000 / this.each)} tokens a second`,
       this.ended,
     ]);
+  }
+
+  alarmSaid() {
+    const at = this.tokens.findIndex((token) => token.fallen);
+    const why = "more tokens differed from full depth than it promises";
+    return at < 0 ? "" : `⚠ Early has fallen back to lossless${at ? ` at token ${at + 1}` : ""}: ${why}.`;
   }
 
   end(how) {
@@ -242,13 +252,24 @@ function depths(tokens) {
   return blocks.length ? bars("Left after", all.map((block) => row(block, counts.get(block) ?? 0))) : null;
 }
 
+/** How much each depth counted in one token: a bar in parts. The words beside it say the same. */
+function mixed({ mixing }) {
+  if (!(mixing?.length > 1)) return "";
+  const parts = mixing.map((weight, i) => {
+    const part = make("span", { class: `bar d${level(tapOf(i))}` });
+    part.style.width = `${100 * weight}%`;
+    return part;
+  });
+  return make("span", { class: "mixed", "aria-hidden": "true" }, ...parts);
+}
+
 function mixes(tokens) {
-  const all = known(tokens, "mix").filter((mix) => mix.length);
-  if (!all.length) return null;
-  const longest = all.reduce((a, b) => (b.length > a.length ? b : a));
-  const means = longest.map((_, i) => mean(all.map((mix) => mix[i] ?? 0)));
-  const row = (value, i) => ({ block: server.exits[i] ?? i, value, said: share(value, 1) });
-  return bars("What was mixed, on average", means.map(row));
+  const all = known(tokens, "mixing");
+  const most = Math.max(0, ...all.map((mixing) => mixing.length));
+  if (!most) return null;
+  const means = Array.from({ length: most }, (_, i) => mean(all.map((mixing) => mixing[i] ?? 0)));
+  const row = (value, i) => ({ block: tapOf(i), value, said: share(value, 1) });
+  return bars("Depths mixed, on average", means.map(row));
 }
 
 function concepts(tokens) {
@@ -342,17 +363,18 @@ async function begin() {
   const told = await (await asked("v1/models")).json();
   const model = told.data?.[0];
   if (!model) throw new Error("The server names no model.");
-  const { blocks = null, taps = [], risks = [], ...rest } = model.agp ?? {};
+  const { blocks = null, taps = [], risks = [], peer = false, ...rest } = model.agp ?? {};
   const modes = (rest.modes ?? []).filter((mode) => mode !== "early" || risks.length); // no risk is kept, none leaves
   const exits = [...new Set(blocks == null ? taps : [...taps, blocks - 1])].sort((a, b) => a - b);
-  Object.assign(server, { id: model.id, blocks, exits, modes, risks });
-  $("about").textContent = joined([model.id, blocks && many(blocks, "block")]);
+  Object.assign(server, { id: model.id, blocks, exits, modes, risks, peer });
+  $("about").textContent = joined([model.id, blocks && many(blocks, "block"), peer && "with a peer"]);
   $("mode").replaceChildren(...modes.map((mode) => make("option", { value: mode }, named(mode))));
   $("mode").value = ["early", "lossless", "full"].find((mode) => modes.includes(mode)) ?? "";
   $("risk").replaceChildren(...risks.map((risk) => make("option", { value: risk }, `${risk}`)));
   const item = (about, words) => make("li", {}, make("span", about, words));
   const exit = (block) => item({ class: `token d${level(block)}` }, blockSaid(block));
-  $("legend").replaceChildren(...exits.map(exit), item({ class: "token", "data-signs": "↗" }, " sent to the peer"));
+  const away = peer ? [item({ class: "token", "data-signs": "↗" }, " sent to the peer")] : [];
+  $("legend").replaceChildren(...exits.map(exit), ...away);
   $("legend-part").hidden = $("mode-field").hidden = !modes.length;
   fit();
 }
@@ -415,7 +437,7 @@ async function answered(talk, prompt, signal) {
   if (beside && !signal.aborted) compared(...replies, verdict);
   followDown();
   if (last) talk.push(said.at(-1), { role: "assistant", content: last.text });
-  const parts = [`Reply: ${last?.text ?? ""}`, last?.speedSaid(), verdict.textContent];
+  const parts = [`Reply: ${last?.text ?? ""}`, last?.alarmSaid(), last?.speedSaid(), verdict.textContent];
   if (talk === messages) $("told").textContent = joined(parts);
 }
 
