@@ -20,6 +20,7 @@ VERBS = {
     "generate": "scripts.generate",
     "peer": "scripts.peer",
     "serve": "scripts.serve.door",
+    "demo": "scripts.demo",
     "train": "scripts.train",
     "runs": "scripts.runs",
     "fuse": "scripts.fuse",

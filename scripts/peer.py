@@ -14,6 +14,7 @@ import sys
 from agp.receiver import Receiver
 from scripts.asked import some_path
 from scripts.offers import offered
+from scripts.processes import alone_if_left
 from scripts.routes import opened
 from scripts.serve.peer import Door, is_loopback, listening, server
 from scripts.tokens import token_of
@@ -32,6 +33,7 @@ def run(args) -> None:
     token = token_of(args.token_file)
     if token is None and not is_loopback(args.host):
         raise ValueError(f"at {args.host} others could ask too; give --token-file or AGP_TOKEN, or leave out --host")
+    alone_if_left()
     with listening(args.host, args.port) as sock:
         given = opened(args.run)
         offers = offered(args.run, given)

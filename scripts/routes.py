@@ -36,12 +36,17 @@ class Opened(NamedTuple):
     known: dict[Ending, int]  # what follows what in the teacher's own texts
 
 
-def opened(run: Path) -> Opened:
+def whole(run: Path) -> None:
+    """Raises where it is not."""
     if missing := [stage for stage in ("domain", "calibrate") if not (run / stage / "manifest.json").exists()]:
         raise ValueError(
             f"{run} is no finished run: {' and '.join(missing)} are not whole there; `agp runs` says how far it is, "
             "and `agp train` goes on with it"
         )
+
+
+def opened(run: Path) -> Opened:
+    whole(run)
     loaded = teacher(run / "domain")
     folded(loaded.model)
     return Opened(loaded, bundle.load(run, loaded.model), known(run / "harvest"))

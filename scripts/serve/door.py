@@ -28,6 +28,7 @@ from agp.peer import located
 from agp.quant import BITS
 from scripts.asked import some_path
 from scripts.offers import Peers
+from scripts.processes import alone_if_left
 from scripts.routes import opened
 from scripts.serve.engine import Engine, Opened
 from scripts.serve.limits import Limits
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> None:
     name = args.name or Path(args.model if args.run is None else args.run.resolve()).name
     if not re.fullmatch(r"[!-~]{1,200}", name):
         raise ValueError(f"clients cannot call it {name!r}; give a --name of printable characters without spaces")
+    alone_if_left()
     with listening(args.host, args.port) as sock:
         engine = Engine(name, lambda: opening(args, word), limits)
         engine.start()
