@@ -1,7 +1,7 @@
 """`agp demo` for real: two hosts, a talk, and that nothing of it is left however it ends.
 
-Seen to fail when broken: a host that is not ended, one that does not see that its starter is gone, a signal that takes no
-way out, a host that may die unseen, a word that others can read.
+Seen to fail when broken: a host that is not ended, one that does not see that its starter is gone, a signal that takes
+no way out, a host that may die unseen, a word that others can read.
 """
 
 import os

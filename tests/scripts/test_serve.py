@@ -196,6 +196,7 @@ def test_models(client, routed):
         about = run.models.list().data[0].model_extra["agp"]
     assert about["modes"] == ["full", "early", "lossless"] and about["blocks"] == 12
     assert about["risks"] and all(float(risk) for risk in about["risks"]) and about["taps"][0] == 4
+    assert about["peer"] is False
 
 
 def test_how_likely_tokens_were(client):
