@@ -54,6 +54,15 @@ def found(mode: int) -> bool:
     return True
 
 
+def uncopied() -> bool:
+    """Whether OpenBLAS multiplies small matrices as they lie: it does so with AVX-512."""
+    if state != "openblas":
+        return False
+    core = ctypes.CDLL(LIBRARY).openblas_get_corename
+    core.restype = ctypes.c_char_p
+    return core() in (b"SkylakeX", b"Cooperlake", b"SapphireRapids")
+
+
 def announce(state: State) -> None:
     """One line on stderr. Good news is for the `agp` command to tell: a library that works says nothing."""
     if not os.environ.get("AGP_QUIET"):

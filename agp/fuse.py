@@ -25,6 +25,7 @@ from agp.models.files import read_json
 from agp.models.load import Loaded
 from agp.models.tensors import Tensor, some
 from agp.models.weights import module_name, pieces, survey
+from agp.products import Linear
 
 KEPT = (".json", ".jinja", ".model", ".txt", ".md")  # beside the weights; never code, never a pickle
 MOST = 0.5  # of a change's length that rounding may take
@@ -69,8 +70,8 @@ def stored(part: Adapted, dequantize: bool) -> tuple[nn.Module, float]:
     return new, (missing / mx.maximum(change, 1e-30)).item()
 
 
-def linear(weight: mx.array, base: nn.Module) -> nn.Linear:
-    made = nn.Linear(1, 1, bias="bias" in base)
+def linear(weight: mx.array, base: nn.Module) -> Linear:
+    made = Linear(1, 1, bias="bias" in base)
     made.weight = weight
     return made
 

@@ -1,8 +1,8 @@
 """Norms and rotations: one kernel each on a GPU. On a CPU MLX makes ten to twenty small ops of them, here it is three.
 
-Launching an op costs more there than running it on one position, and the angles are the same for every block. Of one
-position the numbers are those of `mx.fast`, bit for bit; of many, norms are nearer to the truth. What is compiled here
-is so for all shapes at once.
+Launching an op costs more there than running it on a few positions, and the angles are the same for every block. Of a
+few positions the numbers are those of `mx.fast`, bit for bit; of many, norms are nearer to the truth. What is compiled
+here is so for all shapes at once.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from agp.models.layout import positive
 from agp.models.tensors import shown
 
 CPU = mx.default_device() == mx.cpu
+FEW = 8  # positions, such as drafts that are checked together
 
 Angles = tuple[mx.array, mx.array]  # cosines and sines, L K/2; or B 1 L K/2, where each row has places of its own
 Start = int | mx.array  # the first position, of all rows; or all positions of each, B L
@@ -31,7 +32,7 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
     if not CPU:
         return mx.fast.rms_norm(x, weight, eps)
     exact = x.astype(mx.float32)
-    if x.shape[1] > 1:
+    if x.shape[1] > FEW:
         found: Any = unit(exact, *scalars(x.shape[-1], eps))
         return found[0].astype(x.dtype) * (1 if weight is None else weight)
     total = mx.sum(exact * exact, axis=-1, keepdims=True)

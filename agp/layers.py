@@ -8,7 +8,8 @@ import mlx.nn as nn
 
 from agp.cache import KV, LayerCache
 from agp.exponentials import by_numpy, tanh
-from agp.fused import Angles, RMSNorm, Rope, Start, rms_norm
+from agp.fused import CPU, FEW, Angles, RMSNorm, Rope, Start, rms_norm
+from agp.products import Linear
 
 
 class Place:
@@ -40,7 +41,12 @@ class Place:
     def _make(self, queries: int, keys: int, window: int | None) -> mx.array | str | None:
         if self.where is not None:
             return self._scattered(self.where, queries, keys, window)
-        if self.pad is None and self.documents is None and window is None:
+        if (
+            self.pad is None
+            and self.documents is None
+            and window is None
+            and (queries == 1 or not CPU or queries > FEW)
+        ):
             return None if queries == 1 else "causal"
         q = mx.arange(keys - queries, keys)[:, None]
         k = mx.arange(keys)
@@ -89,13 +95,13 @@ class Attention(nn.Module):
         super().__init__()
         self.window, self.head_dim, self.eps = window, head_dim, eps
         self.owns, self.value_is_key = owns, value_is_key
-        self.q_proj = nn.Linear(dim, heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(heads * head_dim, dim, bias=bias)
+        self.q_proj = Linear(dim, heads * head_dim, bias=bias)
+        self.o_proj = Linear(heads * head_dim, dim, bias=bias)
         self.q_norm = RMSNorm(head_dim, eps=eps)
         if owns:
-            self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias=bias)
+            self.k_proj = Linear(dim, kv_heads * head_dim, bias=bias)
             if not value_is_key:
-                self.v_proj = nn.Linear(dim, kv_heads * head_dim, bias=bias)
+                self.v_proj = Linear(dim, kv_heads * head_dim, bias=bias)
             self.k_norm = RMSNorm(head_dim, eps=eps)
         self.rope = Rope(head_dim, rope)
 

@@ -119,7 +119,7 @@ def candidates(model: nn.Module, packing: Packing) -> tuple[list[str], list[str]
     """Paths that `quantize` packs, and those it would but for a width that is no multiple of the group size."""
     fit, odd = [], []
     for path, module in leaves(model).items():
-        if type(module) in (nn.Linear, nn.Embedding) and not set(path.split(".")) & set(PRECISE):
+        if isinstance(module, nn.Linear | nn.Embedding) and not set(path.split(".")) & set(PRECISE):
             (odd if module["weight"].shape[1] % packing.group_size else fit).append(path)
     return fit, odd
 

@@ -21,6 +21,7 @@ from agp.layers import Attention, Place, gelu_times
 from agp.losses import Sums
 from agp.macs import joining
 from agp.models.decoder import Decoder
+from agp.products import Linear
 from heads.vocabulary import logits
 
 SHARE = 0.3  # of what the cloned attention adds: two of them speak at once, and sooner than they learned to
@@ -50,8 +51,8 @@ class Head(nn.Module):
         self.before_attention, self.before_mlp = mx.ones(dim), mx.ones(dim)
         kinds, layers = decoder.config.layer_types, decoder.layers
         self.attention = {kinds[block]: spared(layers[block].self_attn) for block in config.blocks}
-        self.gate, self.up = (nn.Linear(dim, config.width, bias=False) for _ in range(2))
-        self.down = nn.Linear(config.width, dim, bias=False)
+        self.gate, self.up = (Linear(dim, config.width, bias=False) for _ in range(2))
+        self.down = Linear(config.width, dim, bias=False)
         self.down.weight = mx.zeros_like(self.down.weight)
 
     @property
@@ -85,9 +86,9 @@ def spared(theirs: Attention) -> Attention:
     return own
 
 
-def linear(theirs: Any, share: float = 1.0) -> nn.Linear:
+def linear(theirs: Any, share: float = 1.0) -> Linear:
     weight = theirs.weight() if isinstance(theirs, Adapted) else dense(theirs)
-    own = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    own = Linear(weight.shape[1], weight.shape[0], bias=False)
     own.weight = share * weight
     return own
 

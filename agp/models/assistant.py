@@ -27,6 +27,7 @@ from agp.models.load import DTYPES, report
 from agp.models.packed import stated
 from agp.models.tensors import Tensor, shown, some
 from agp.models.weights import compare, ours, survey
+from agp.products import Embedding, Linear
 from agp.sites import plain
 
 TYPES = {"gemma4_assistant": 1536, "gemma4_unified_assistant": 3840}  # the width that transformers leaves out
@@ -109,7 +110,7 @@ class Centroids(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.taken = config.centroid_intermediate_top_k
-        self.centroids = nn.Linear(config.hidden_size, config.num_centroids, bias=False)
+        self.centroids = Linear(config.hidden_size, config.num_centroids, bias=False)
         self.token_ordering = mx.arange(config.vocab_size, dtype=mx.uint32)  # group after group
         self.freeze(recurse=False, keys=["token_ordering"])
 
@@ -124,11 +125,11 @@ class Assistant(nn.Module):
         super().__init__()
         self.config = config
         dim, backbone = config.hidden_size, config.backbone_hidden_size
-        self.pre_projection = nn.Linear(2 * backbone, dim, bias=False)
+        self.pre_projection = Linear(2 * backbone, dim, bias=False)
         self.layers = [gemma4.Block(config, i) for i in range(config.num_layers)]
         self.norm = RMSNorm(dim, config.rms_norm_eps)
-        self.post_projection = nn.Linear(dim, backbone, bias=False)
-        self.embed_tokens = nn.Embedding(config.vocab_size, dim)
+        self.post_projection = Linear(dim, backbone, bias=False)
+        self.embed_tokens = Embedding(config.vocab_size, dim)
         if config.use_ordered_embeddings:
             self.masked_embedding = Centroids(config)
 

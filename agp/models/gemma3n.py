@@ -13,6 +13,7 @@ from agp.layers import Attention, gelu_times, root, tail
 from agp.models.decoder import Decoder, Run
 from agp.models.layout import Layout, ropes, typed
 from agp.models.tensors import shown
+from agp.products import Embedding, Linear
 from agp.sites import Site
 
 ROPE = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}
@@ -86,8 +87,8 @@ class Laurel(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.linear_left = nn.Linear(config.hidden_size, config.laurel_rank, bias=False)
-        self.linear_right = nn.Linear(config.laurel_rank, config.hidden_size, bias=False)
+        self.linear_left = Linear(config.hidden_size, config.laurel_rank, bias=False)
+        self.linear_right = Linear(config.laurel_rank, config.hidden_size, bias=False)
         self.post_laurel_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -98,9 +99,9 @@ class MLP(nn.Module):
     def __init__(self, dim: int, width: int, sparsity: float):
         super().__init__()
         self.width, self.sparsity = width, sparsity
-        self.gate_proj = nn.Linear(dim, width, bias=False)
-        self.up_proj = nn.Linear(dim, width, bias=False)
-        self.down_proj = nn.Linear(width, dim, bias=False)
+        self.gate_proj = Linear(dim, width, bias=False)
+        self.up_proj = Linear(dim, width, bias=False)
+        self.down_proj = Linear(width, dim, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
         gate = self.gate_proj(x)
@@ -142,7 +143,7 @@ class AltUp(nn.Module):
         """Router outputs are within +-1, so clipping the weights as they are used bounds the coefficients."""
         routed = mx.tanh(self.modality_router(self.router_norm(x) * x.shape[-1] ** -1.0).astype(mx.float32))
         routed = routed.astype(x.dtype)
-        if self.clip is None or type(linear) is not nn.Linear:
+        if self.clip is None or not isinstance(linear, nn.Linear):
             return linear(routed)
         return routed @ mx.clip(linear.weight, -self.clip, self.clip).T
 
@@ -171,8 +172,8 @@ class Block(nn.Module):
         self.pre_feedforward_layernorm = RMSNorm(dim, eps)
         self.mlp = MLP(dim, config.widths[layer], config.sparsity[layer])
         self.post_feedforward_layernorm = RMSNorm(dim, eps)
-        self.per_layer_input_gate = nn.Linear(dim, told, bias=False)
-        self.per_layer_projection = nn.Linear(told, dim, bias=False)
+        self.per_layer_input_gate = Linear(dim, told, bias=False)
+        self.per_layer_projection = Linear(told, dim, bias=False)
         self.post_per_layer_input_norm = RMSNorm(dim, eps)
 
     def __call__(self, x: mx.array, run: Run) -> mx.array:
@@ -207,16 +208,16 @@ class Model(Decoder):
     def __init__(self, config: Config):
         super().__init__(config)
         dim, told, others = config.hidden_size, config.hidden_size_per_layer_input, config.altup_num_inputs - 1
-        self.embed_tokens = nn.Embedding(config.vocab_size, dim)
-        self.embed_tokens_per_layer = nn.Embedding(config.vocab_size_per_layer_input, config.num_layers * told)
-        self.per_layer_model_projection = nn.Linear(dim, config.num_layers * told, bias=False)
+        self.embed_tokens = Embedding(config.vocab_size, dim)
+        self.embed_tokens_per_layer = Embedding(config.vocab_size_per_layer_input, config.num_layers * told)
+        self.per_layer_model_projection = Linear(dim, config.num_layers * told, bias=False)
         self.per_layer_projection_norm = RMSNorm(told, config.rms_norm_eps)
-        self.altup_projections = [nn.Linear(dim, dim, bias=False) for _ in range(others)]
+        self.altup_projections = [Linear(dim, dim, bias=False) for _ in range(others)]
         self.layers = [Block(config, i) for i in range(config.num_layers)]
-        self.altup_unembed_projections = [nn.Linear(dim, dim, bias=False) for _ in range(others)]
+        self.altup_unembed_projections = [Linear(dim, dim, bias=False) for _ in range(others)]
         self.norm = RMSNorm(dim, config.rms_norm_eps)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(dim, config.vocab_size, bias=False)
+            self.lm_head = Linear(dim, config.vocab_size, bias=False)
 
     def start(self, vectors: mx.array) -> mx.array:
         others = [same_size(linear(vectors), vectors) for linear in self.altup_projections]

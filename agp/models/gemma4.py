@@ -11,6 +11,7 @@ from agp.fused import RMSNorm
 from agp.layers import Attention, gelu_times, tail
 from agp.models.decoder import Decoder, Run
 from agp.models.layout import Layout, ropes, whole
+from agp.products import Embedding, Linear
 from agp.sites import Site
 
 ROPE = {
@@ -90,9 +91,9 @@ def per_block(c: Mapping[str, Any], i: int, kind: str) -> dict[str, int]:
 class MLP(nn.Module):
     def __init__(self, dim: int, width: int):
         super().__init__()
-        self.gate_proj = nn.Linear(dim, width, bias=False)
-        self.up_proj = nn.Linear(dim, width, bias=False)
-        self.down_proj = nn.Linear(width, dim, bias=False)
+        self.gate_proj = Linear(dim, width, bias=False)
+        self.up_proj = Linear(dim, width, bias=False)
+        self.down_proj = Linear(width, dim, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down_proj(gelu_times(self.gate_proj(x), self.up_proj(x)))
@@ -121,8 +122,8 @@ class Block(nn.Module):
         self.mlp = MLP(dim, config.widths[layer])
         self.post_feedforward_layernorm = RMSNorm(dim, eps)
         if told := config.hidden_size_per_layer_input:
-            self.per_layer_input_gate = nn.Linear(dim, told, bias=False)
-            self.per_layer_projection = nn.Linear(told, dim, bias=False)
+            self.per_layer_input_gate = Linear(dim, told, bias=False)
+            self.per_layer_projection = Linear(told, dim, bias=False)
             self.post_per_layer_input_norm = RMSNorm(dim, eps)
         self.layer_scalar = mx.ones((1,))
         self.freeze(recurse=False, keys=["layer_scalar"])  # a constant of the checkpoint, not a weight
@@ -148,15 +149,15 @@ class Model(Decoder):
     def __init__(self, config: Config):
         super().__init__(config)
         dim, told = config.hidden_size, config.hidden_size_per_layer_input
-        self.embed_tokens = nn.Embedding(config.vocab_size, dim)
+        self.embed_tokens = Embedding(config.vocab_size, dim)
         if told:
-            self.embed_tokens_per_layer = nn.Embedding(config.vocab_size_per_layer_input, config.num_layers * told)
-            self.per_layer_model_projection = nn.Linear(dim, config.num_layers * told, bias=False)
+            self.embed_tokens_per_layer = Embedding(config.vocab_size_per_layer_input, config.num_layers * told)
+            self.per_layer_model_projection = Linear(dim, config.num_layers * told, bias=False)
             self.per_layer_projection_norm = RMSNorm(told, config.rms_norm_eps)
         self.layers = [Block(config, i) for i in range(config.num_layers)]
         self.norm = RMSNorm(dim, config.rms_norm_eps)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(dim, config.vocab_size, bias=False)
+            self.lm_head = Linear(dim, config.vocab_size, bias=False)
 
     def start(self, vectors: mx.array) -> mx.array:
         return vectors

@@ -1,0 +1,70 @@
+"""A few positions by a large matrix: the same product in pieces. Small ones, many positions and halves stay whole."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from agp import products
+from agp.fused import FEW
+from agp.products import LEAST, SMALL, Embedding, Linear, pieces, times
+
+
+@pytest.fixture(autouse=True)
+def in_pieces(monkeypatch):
+    """Whatever this machine has: the product is the same."""
+    monkeypatch.setattr(products, "PIECES", True)
+
+
+def random(*shape, dtype=mx.float32):
+    return mx.array(np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)).astype(dtype)
+
+
+@pytest.mark.parametrize("lead", [(1, 1), (1, 5), (3, 2), (FEW, 1), (4,), (2, 2, 2)])
+@pytest.mark.parametrize("height, width", [(960, 1200), (2048, 700), (997, 1500), (64, 90_000)])
+def test_a_product_in_pieces_is_the_product(lead, height, width):
+    x, weight = random(*lead, width), random(height, width)
+    found, wanted = np.array(times(x, weight)), np.array(x, np.float64) @ np.array(weight, np.float64).T
+    assert (
+        found.shape == (*lead, height) and np.abs(found - wanted).max() <= 2e-5 * np.sqrt(width) * np.abs(wanted).mean()
+    )
+
+
+def test_rows_of_a_larger_matrix_are_taken_where_they_lie():
+    """As regimes do: neither rows nor columns need stand close together."""
+    weight, x = random(1200, 2000), random(1, 5, 1000)
+    assert mx.allclose(times(x, weight[200:1160, 500:1500]), x @ weight[200:1160, 500:1500].T, rtol=1e-4, atol=1e-3)
+
+
+def test_pieces_are_equal_small_and_no_more_than_are_needed():
+    for rows in range(1, FEW + 1):
+        for height, width in ((960, 960), (3840, 960), (9216, 2304), (262_144, 1536)):
+            count = pieces(rows, height, width)
+            assert height % count == 0 and rows * (height // count) * width <= SMALL and height // count >= LEAST
+            assert not any(
+                height % fewer == 0 and rows * (height // fewer) * width <= SMALL for fewer in range(1, count)
+            )
+    assert pieces(1, 768, 192) == 1 and pieces(5, 997, 1500) == 1 and pieces(8, 64, 90_000) == 1
+
+
+def test_only_a_few_positions_of_single_precision_are_cut(monkeypatch):
+    asked = []
+    monkeypatch.setattr(products, "pieces", lambda *of: asked.append(of) or pieces(*of))
+    weight = random(2048, 700)
+    times(random(1, FEW + 1, 700), weight)
+    times(random(1, 2, 700, dtype=mx.bfloat16), weight.astype(mx.bfloat16))
+    assert not asked
+    times(random(1, FEW, 700), weight)
+    assert asked == [(FEW, 2048, 700)]
+    monkeypatch.setattr(products, "PIECES", False)
+    times(random(1, 2, 700), weight)
+    assert len(asked) == 1
+
+
+def test_layers_multiply_so_and_learn_as_ever():
+    layer, x = Linear(1200, 960), random(1, 3, 1200)
+    assert mx.allclose(layer(x), x @ layer.weight.T + layer.bias, rtol=1e-4, atol=1e-5)
+    rows = Embedding(2048, 700)
+    assert mx.allclose(rows.as_linear(x[..., :700]), x[..., :700] @ rows.weight.T, rtol=1e-4, atol=1e-5)
+    slope = mx.grad(lambda w: (times(x, w) ** 2).sum())
+    plain = mx.grad(lambda w: ((x @ w.T) ** 2).sum())
+    assert mx.allclose(slope(layer.weight), plain(layer.weight), rtol=1e-3, atol=1e-4)
