@@ -188,6 +188,7 @@ class Watched:
         self.lossless.forget(rows)
 
     def join(self, replies: Replies) -> None:
+        self.lossless.full.rest()
         self.early.join(replies)
         self.lossless.expect(len(replies.texts))
 

@@ -10,7 +10,7 @@ import numpy as np
 from agp.beyond import Cost
 from agp.generate import Sampler, greedy
 from agp.replies import Replies
-from agp.sites import At, Fn, Site, plain
+from agp.sites import At, Fn, Site, plain, record
 
 
 class Seen(NamedTuple):
@@ -48,24 +48,65 @@ class Way(Protocol):
         """These go on beside them, as the last rows."""
 
 
+class Begun(NamedTuple):
+    """The next token of each row, asked for and maybe not known yet."""
+
+    ids: mx.array  # B
+    logits: mx.array  # B V
+    states: dict[Site, mx.array]  # B 1 D
+
+
 class Full:
-    """All blocks for every token."""
+    """All blocks for every token; the next one is begun before this one is known."""
 
-    def __init__(self, replies: Replies, sampler: Sampler = greedy):
+    def __init__(
+        self, replies: Replies, sampler: Sampler = greedy, *, watch: int | None = None, tap: int | None = None
+    ):
+        """States after block `watch` go with the tokens; that after `tap`, of the place that was run last, is kept."""
         self.replies, self.sampler = replies, sampler
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self.replies.keep(rows)
-
-    def join(self, replies: Replies) -> None:
-        self.replies.join(replies)
+        self.watch, self.tap = (None if block is None else Site(block, "block") for block in (watch, tap))
+        self.state: mx.array | None = None  # B 1 D
+        self.ahead: Begun | None = None
 
     def step(self, counts: np.ndarray) -> list[list[Token]]:
         replies, model = self.replies, self.replies.model
-        logits = model.unembed(replies.run(replies.current, model.config.num_layers))[:, 0]
-        ids, last = np.array(self.sampler(logits, counts)).tolist(), model.config.num_layers - 1
+        now = self.ahead or self.begun(replies.current, counts)
+        room = replies.where.shape[1] < model.config.max_position_embeddings
+        self.ahead = self.begun(now.ids[:, None], counts + 1) if room else None
+        ids, last = np.array(now.ids).tolist(), model.config.num_layers - 1
         replies.say([[id] for id in ids])
-        return [[Token(row, id, last, logits[row])] for row, id in enumerate(ids)]
+        watched = None if self.watch is None else now.states[self.watch][:, 0]
+        self.state = None if self.tap is None else now.states[self.tap]
+        of = lambda row: None if watched is None else watched[row]
+        return [[Token(row, id, last, now.logits[row], watched=of(row))] for row, id in enumerate(ids)]
+
+    def begun(self, tokens: mx.array, counts: np.ndarray) -> Begun:
+        model, states = self.replies.model, {}
+        visit = record(states, [site for site in (self.watch, self.tap) if site is not None])
+        logits = model.unembed(self.replies.run(tokens, model.config.num_layers, visit=visit))[:, 0]
+        found = Begun(self.sampler(logits, counts), logits, states)
+        mx.async_eval(found.ids, logits, *states.values())
+        return found
+
+    def rest(self) -> None:
+        """What is begun is forgotten: others go on."""
+        if self.ahead is not None:
+            self.replies.retain(np.zeros((len(self.replies.texts), 1), bool))
+            self.ahead = None
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.replies.keep(rows)
+        self.forget(rows)
+
+    def forget(self, rows: Sequence[int]) -> None:
+        """All but these, of what is known beside the replies."""
+        if self.ahead is not None:
+            at, (ids, logits, states) = mx.array(list(rows)), self.ahead
+            self.ahead = Begun(ids[at], logits[at], {site: state[at] for site, state in states.items()})
+
+    def join(self, replies: Replies) -> None:
+        self.rest()
+        self.replies.join(replies)
 
 
 def follow(way: Way, *, max_tokens: int, stop: Collection[int] = ()) -> Iterator[Token]:

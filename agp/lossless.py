@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from agp.beyond import Beyond, Cost, within
-from agp.follow import Seen, Token, Watch
+from agp.follow import Full, Seen, Token, Watch
 from agp.generate import Sampler, greedy
 from agp.models.decoder import Stream
 from agp.pace import Pace
@@ -117,11 +117,25 @@ class Lossless:
         self.replies, self.drafter, self.sampler, self.proposer = replies, drafter, sampler, proposer
         self.most, self.least, self.pace, self.watched, self.beyond = most, least, pace, Watch(watch), beyond
         assert watch is None or watch > drafter.tap, "only what all positions pass together is watched"
+        self.full = Full(replies, sampler, watch=watch, tap=drafter.tap)
 
     def step(self, counts: np.ndarray) -> list[list[Token]]:
-        replies, model, tap, started = self.replies, self.replies.model, self.drafter.tap, time.perf_counter()
-        drafting = self.pace is None or self.pace.drafts()
-        done = self.draft(counts, self.most if drafting else 0)
+        if self.pace is None:
+            return self.drafted(counts, self.most)
+        started, drafting = time.perf_counter(), self.pace.drafts()
+        if drafting or self.beyond is not None:
+            found = self.drafted(counts, self.most if drafting else 0)
+        else:
+            found = self.full.step(counts)
+            assert self.full.state is not None
+            self.drafter.accept(self.full.state, np.ones((len(found), 1), bool))
+        self.pace.took(drafting, time.perf_counter() - started, sum(map(len, found)))
+        return found
+
+    def drafted(self, counts: np.ndarray, most: int) -> list[list[Token]]:
+        self.full.rest()
+        replies, model, tap = self.replies, self.replies.model, self.drafter.tap
+        done = self.draft(counts, most)
         watched = self.watched.begun(np.arange(len(counts)))
         truth, logits, costs = self.judged(done, done.draws(counts))
         stay, found = np.zeros_like(done.there), []
@@ -141,8 +155,6 @@ class Lossless:
         replies.retain(stay)
         replies.close()
         replies.say([[token.id for token in tokens] for tokens in found])
-        if self.pace is not None:
-            self.pace.took(drafting, time.perf_counter() - started, sum(map(len, found)))
         return found
 
     def judged(self, done: Round, draws: np.ndarray) -> tuple[np.ndarray, mx.array | None, dict[int, Cost]]:
@@ -217,6 +229,7 @@ class Lossless:
 
     def forget(self, rows: Sequence[int]) -> None:
         """All but these, of what is known beside the replies."""
+        self.full.forget(rows)
         self.drafter.keep(rows)
         if self.proposer is not None:
             self.proposer.keep(rows)
@@ -224,6 +237,7 @@ class Lossless:
             self.beyond.keep(rows)
 
     def join(self, replies: Replies) -> None:
+        self.full.rest()
         self.replies.join(replies)
         self.expect(len(replies.texts))
 

@@ -4,14 +4,15 @@ It decides about time alone: what is said is the same either way.
 """
 
 FIRST = 4  # steps of each way before they are compared
-AGAIN = 48  # steps until the other way is tried again
-TRIED = 2  # steps of that
+AGAIN = 64  # steps until the other way is tried again
+TRIED = 3  # steps of that
 NEWEST = 0.2  # what the newest step counts
 
 
 class Pace:
     def __init__(self) -> None:
         self._spent: dict[bool, float] = {}  # seconds a token with drafts, and without
+        self._last: bool | None = None
         self._steps = 0
 
     def drafts(self) -> bool:
@@ -24,9 +25,10 @@ class Pace:
         return faster if self._steps % AGAIN >= TRIED else not faster
 
     def took(self, drafted: bool, seconds: float, tokens: int) -> None:
-        """The first step of a way compiles, and says nothing."""
+        """The first step after another way begins what the next one has already, or compiles, and says nothing."""
         self._steps += 1
-        if self._steps in (1, FIRST + 1):
+        self._last, before = drafted, self._last
+        if drafted != before:
             return
         now, before = seconds / tokens, self._spent.get(drafted)
         self._spent[drafted] = now if before is None else before + NEWEST * (now - before)

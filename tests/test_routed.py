@@ -169,6 +169,82 @@ def test_rows_full_of_holes_are_closed_up_and_others_may_join(family):
         assert row[:300] == alone(model, prompt, 300)[: len(row)]
 
 
+class Turns:
+    """A pace by plan: four steps with drafts, three without."""
+
+    def __init__(self):
+        self.step = 0
+
+    def drafts(self):
+        return self.step % 7 < 4
+
+    def took(self, drafted, seconds, tokens):
+        self.step += 1
+
+
+class Minding(Lens):
+    """Of the first row: all states that it was told stay."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.minded = []
+
+    def accept(self, states, stay):
+        super().accept(states, stay)
+        self.minded += [states[0, place] for place in np.flatnonzero(stay[0]).tolist()]
+
+
+@BOTH
+@pytest.mark.parametrize("sampler", [greedy, make_sampler(1.0, 0.9, seed=5)], ids=["greedy", "drawn"])
+def test_between_rounds_that_draft_full_depth_runs_ahead_and_nobody_can_tell(family, sampler):
+    """Rows join and leave while a token is begun; what stays is told to the drafter, in order, and nothing else."""
+    model, tap = toy(family), toy(family).config.num_producers - 1
+    lens = Minding(model, tap)
+    way = Lossless(Replies.begun(model, PROMPTS[:2]), lens, sampler, pace=Turns())
+    found, counts, rows = [[] for _ in range(4)], np.zeros(4, int), [0, 1]
+    for step in range(60):
+        for at, tokens in enumerate(way.step(counts[rows])):
+            found[rows[at]] += [token.id for token in tokens]
+            counts[rows[at]] += len(tokens)
+        assert (way.full.ahead is None) == (step % 7 < 4)
+        if step in (5, 13):  # in the middle of what runs ahead
+            rows.append(len(rows))
+            way.join(Replies.begun(model, PROMPTS[rows[-1] : rows[-1] + 1]))
+        if step == 33:
+            rows = [0, 3, 2]
+            way.keep([0, 3, 2])
+    for prompt, told in zip(PROMPTS, found, strict=True):
+        assert told == alone(model, prompt, len(told), sampler) and len(told) > 30
+    whole_text = PROMPTS[0] + found[0][:-1]
+    stream = model.blocks(model.embed(mx.array([whole_text])), stop=tap + 1)
+    whole = stream.hidden[0, len(PROMPTS[0]) - 1 :]
+    assert len(lens.minded) == len(whole) and mx.allclose(mx.stack(lens.minded), whole, rtol=1e-3, atol=1e-4)
+
+
+@BOTH
+def test_full_depth_that_runs_ahead_lets_rows_come_and_go(family):
+    """Each token with the state after the block that is watched."""
+    model = toy(family)
+    way, block = Full(Replies.begun(model, PROMPTS[:2]), watch=1), 1
+    found, counts, rows, states = [[] for _ in range(4)], np.zeros(4, int), [0, 1], []
+    for step in range(20):
+        for at, (token,) in enumerate(way.step(counts[rows])):
+            found[rows[at]].append(token.id)
+            states += [token.watched] if rows[at] == 0 else []
+        counts[rows] += 1
+        if step == 6:
+            rows = [0, 1, 2, 3]
+            way.join(Replies.begun(model, PROMPTS[2:]))
+        if step == 11:
+            rows = [3, 0]
+            way.keep(rows)
+    for prompt, told in zip(PROMPTS, found, strict=True):
+        assert told == alone(model, prompt, len(told))
+    whole_text = PROMPTS[0] + found[0][:-1]
+    whole = model.blocks(model.embed(mx.array([whole_text])), stop=block + 1).hidden[0, len(PROMPTS[0]) - 1 :]
+    assert mx.allclose(mx.stack(states), whole, rtol=1e-3, atol=1e-4)
+
+
 class Left(NamedTuple):
     leaves: mx.array
     read: mx.array
