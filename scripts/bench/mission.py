@@ -60,6 +60,8 @@ def measured(root: Path, name: str) -> dict[str, Any]:
     made, decision = told["macs"][f"{RISK:g}"], told["decisions"]["revive"][f"{RISK:g}"]
     decoder = teacher(root / "domain").model
     found = composite(macs(decoder), decoder.config.num_producers, made)
+    known = {"value": told["macs_oracle"], "interval": []}
+    found["known beforehand"] = composite(macs(decoder), decoder.config.num_producers, known)["value"]
     if name in LARGE:
         large = build(KNOWN[LARGE[name]])
         found["by the blocks of"] = {LARGE[name]: composite(macs(large), large.config.num_producers, made)["value"]}
@@ -86,7 +88,8 @@ def line(name: str, of: dict[str, Any]) -> str:
     others = "".join(
         f"; with the blocks of {model} {value:.3f}" for model, value in of.get("by the blocks of", {}).items()
     )
-    return f"{told}, {of['made']['value']:.3f} of one that is made{others}; risk on test {of['risk']:.4f}"
+    told += f", {of['made']['value']:.3f} of one that is made{others}; {of['known beforehand']:.3f} if it were known"
+    return f"{told} beforehand who may leave; risk on test {of['risk']:.4f}"
 
 
 def write(found: dict[str, Any], folder: Path) -> Path:

@@ -31,6 +31,7 @@ def test_a_run_is_calibrated_again_and_counted(tmp_path, capsys):
     told = json.loads((tmp_path / "mission.json").read_text())
     of = told["runs"]["smoke"]
     assert of["interval"][0] <= of["value"] <= of["interval"][1] and of["read"] < of["value"]
+    assert of["known beforehand"] <= of["value"]
     assert told["figures"]["mission.certified_macs"]["value"] == {"smoke": of["value"]}
     assert "of full depth: " in capsys.readouterr().out and (root / "calibrate/manifest.json").read_bytes() == before
     assert cli.main(["bench", "mission", "--runs", str(tmp_path)]) == 2
