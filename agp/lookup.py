@@ -6,6 +6,7 @@ all that is lost with a wrong draft is its place in a pass that reads all weight
 
 from collections.abc import Iterable, Sequence
 
+import mlx.core as mx
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -41,6 +42,9 @@ class Lookup:
             found.append(after)
             end.append(after)
         return found
+
+    def accept(self, states: mx.array | None) -> None:
+        """It reads texts alone."""
 
     def keep(self, rows: Sequence[int]) -> None:
         """Those that it has not met yet begin at the next step."""

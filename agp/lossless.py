@@ -23,8 +23,12 @@ from agp.replies import Replies
 
 class Proposer(Protocol):
     def __call__(self, texts: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-        """Of texts, with drafts after each, up to so many tokens that may come next."""
+        """Of texts, with drafts after each, up to so many tokens that may come next. No drafts: a round begins."""
         ...
+
+    def accept(self, states: mx.array | None) -> None:
+        """A round has ended. Full depth chose the last token of each text from these, B 1 D, as the model's head takes
+        them; None where that was elsewhere."""
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only these go on."""
@@ -41,8 +45,9 @@ class Drafted(NamedTuple):
 class Drafter(Protocol):
     tap: int  # the block after which it reads
 
-    def __call__(self, stream: Stream, states: mx.array, there: np.ndarray) -> Drafted:
-        """After the newest positions. All `states` since the last time are B m D; of some rows not all are `there`."""
+    def __call__(self, stream: Stream, states: mx.array, there: np.ndarray) -> Drafted | None:
+        """After the newest positions. All `states` since the last time are B m D; of some rows not all are `there`.
+        None: it has nothing to say."""
         ...
 
     def accept(self, states: mx.array, stay: np.ndarray) -> None:
@@ -53,6 +58,34 @@ class Drafter(Protocol):
 
     def join(self, count: int) -> None:
         """So many new rows go on beside them."""
+
+
+class Untapped:
+    """In the place of a drafter where there are no heads: what was proposed goes up as it is."""
+
+    def __init__(self, tap: int):
+        self.tap = tap
+
+    def __call__(self, stream: Stream, states: mx.array, there: np.ndarray) -> None:
+        return None
+
+    def accept(self, states: mx.array, stay: np.ndarray) -> None:
+        pass
+
+    def keep(self, rows: Sequence[int]) -> None:
+        pass
+
+    def join(self, count: int) -> None:
+        pass
+
+
+class Judged(NamedTuple):
+    """What full depth says after every place of a round."""
+
+    truth: np.ndarray  # B m
+    normed: mx.array | None  # B m D: what the head read, where that is known here
+    logits: mx.array | None  # B m V: what it was chosen from, likewise
+    costs: dict[int, Cost]  # by row, what it took where it was away
 
 
 class Lead(NamedTuple):
@@ -137,7 +170,7 @@ class Lossless:
         replies, model, tap = self.replies, self.replies.model, self.drafter.tap
         done = self.draft(counts, most)
         watched = self.watched.begun(np.arange(len(counts)))
-        truth, logits, costs = self.judged(done, done.draws(counts))
+        truth, normed, logits, costs = self.judged(done, done.draws(counts))
         stay, found = np.zeros_like(done.there), []
         for row, there in enumerate(done.there):
             places, tokens = np.flatnonzero(there).tolist(), []
@@ -152,14 +185,14 @@ class Lossless:
                     break
             found.append(tokens)
         self.drafter.accept(done.hidden, stay)
+        if self.proposer is not None:
+            self.proposer.accept(None if normed is None else lasts(normed, stay))
         replies.retain(stay)
         replies.close()
         replies.say([[token.id for token in tokens] for tokens in found])
         return found
 
-    def judged(self, done: Round, draws: np.ndarray) -> tuple[np.ndarray, mx.array | None, dict[int, Cost]]:
-        """What full depth says after every place; what it was chosen from, where that is known here; by row what it
-        took where it was away."""
+    def judged(self, done: Round, draws: np.ndarray) -> Judged:
         model, said = self.replies.model, None
         stream = self.replies.stream(done.hidden, done.inputs)
         if self.beyond is not None:
@@ -167,12 +200,13 @@ class Lossless:
             said = self.beyond(stream, tokens, range(len(draws)), logits=self.sampler is not greedy)
         costs = {} if said is None else dict(enumerate(said.costs))
         if said is not None and said.logits is None:
-            return said.tokens, None, costs
+            return Judged(said.tokens, None, None, costs)
+        normed = None
         if said is None:
-            stream = model.blocks(stream, start=self.drafter.tap + 1, visit=self.watched.visit)
-        logits: Any = model.unembed(stream) if said is None else said.logits
+            normed = model.normed(model.blocks(stream, start=self.drafter.tap + 1, visit=self.watched.visit).hidden)
+        logits: Any = said.logits if normed is None else model.head(normed)
         truth = np.array(self.sampler(logits.flatten(0, 1), draws.reshape(-1))).reshape(draws.shape)
-        return truth, logits, costs
+        return Judged(truth, normed, logits, costs)
 
     def draft(self, counts: np.ndarray, most: int) -> Round:
         """Each row's last token, and what may come after it."""
@@ -206,6 +240,8 @@ class Lossless:
     ) -> tuple[list[Lead | None], np.ndarray]:
         """By the tap: what it goes on with, and which of the newest places it leaves. Where it is unsure they stay."""
         drafted, size = self.drafter(stream, done.hidden, done.there), there.shape[1]
+        if drafted is None:
+            return [None] * len(there), there
         logits, draws = self.replies.model.head(drafted.read), done.draws(counts)[:, -size:]
         ids = np.array(self.sampler(logits.flatten(0, 1), draws.reshape(-1))).reshape(draws.shape)
         sure, leads, kept = np.array(drafted.sure) >= self.least, [], there.copy()
@@ -246,6 +282,12 @@ class Lossless:
         self.drafter.join(count)
         if self.beyond is not None:
             self.beyond.join(count)
+
+
+def lasts(states: mx.array, stay: np.ndarray) -> mx.array:
+    """B 1 D: of each row the last that stays."""
+    ends = stay.shape[1] - 1 - stay[:, ::-1].argmax(1)
+    return states[mx.arange(len(stay))[:, None], mx.array(ends)[:, None]]
 
 
 def after(known: Any, new: Any) -> Any:

@@ -44,6 +44,11 @@ class Said(NamedTuple):
     ids: mx.array  # B 1 n
     logits: mx.array  # B 1 n
 
+    @property
+    def likeliest(self) -> mx.array:
+        """B 1."""
+        return mx.take_along_axis(self.ids, mx.argmax(self.logits, axis=-1, keepdims=True), axis=-1)[..., 0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(gemma4.Config):
@@ -154,10 +159,28 @@ def lenders(target: Layout) -> dict[str, int]:
     return {kind: i for i, kind in enumerate(target.layer_types[: target.num_producers])}
 
 
-def newest(cache: Cache, target: Layout) -> tuple[Place, dict[str, KV]]:
-    """Where the token stands that comes after all that `cache` holds, and the keys and values that it may read."""
+class Ahead(Place):
+    """Of rows that do not stand in step: where each goes on, after all that `where` tells of."""
+
+    def start_of(self, length: int) -> mx.array:
+        assert self.where is not None and length == 1, "one token comes next"
+        return (self.where >= 0).sum(axis=1, keepdims=True)
+
+    def _scattered(self, where: mx.array, queries: int, keys: int, window: int | None) -> mx.array:
+        seen = where[:, -keys:] >= 0
+        if window is not None:
+            seen = seen & (where[:, -keys:] >= self.start_of(queries) - window)
+        return (seen | ~seen.any(axis=1, keepdims=True))[:, None, None]  # an empty row is NaN on some devices
+
+
+def newest(cache: Cache, target: Layout, where: mx.array | None = None) -> tuple[Place, dict[str, KV]]:
+    """Where the token stands that comes after all that `cache` holds, and the keys and values that it may read.
+
+    Of rows that do not stand in step `where` says which token is at each place, B S; below zero: none.
+    """
     # its own key is missing, so all keys lie one nearer than a mask takes them to, and padding seems one longer
     place = Place(cache.position + 1, None if cache.pad is None else cache.pad + 1)
+    place = place if where is None else Ahead(cache.position + 1, None, where=where)
     return place, {kind: cache.layers[i].held() for kind, i in lenders(target).items()}
 
 

@@ -108,10 +108,6 @@ def whole(said: Said, count: int) -> np.ndarray:
     return out
 
 
-def greedy(said: Said) -> mx.array:
-    return mx.take_along_axis(said.ids, mx.argmax(said.logits, axis=-1, keepdims=True), axis=-1)[..., 0]
-
-
 def chain(four: Four, pad: list[int] | None = None, count: int = 4) -> Iterator[Distance]:
     """Drafts that follow one prompt, each from the state of the one before."""
     target, drafter, model, assistant = four
@@ -137,7 +133,7 @@ def chain(four: Four, pad: list[int] | None = None, count: int = 4) -> Iterator[
         ours, state = assistant.step(model.embed_vectors(token), state, place, shared)
         yield measure(f"draft {i}", whole(ours, 96), array(said.logits))
         yield measure(f"state {i}", state, array(their_state))
-        token = greedy(ours)
+        token = ours.likeliest
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -213,7 +209,7 @@ def follow(
             said, state = assistant.step(model.embed_vectors(mx.array([new[-1:]])), state, place, given)
             distances.append(measure(f"draft at {theirs.position}", whole(said, 8), array(theirs.logits)))
             distances.append(measure(f"state at {theirs.position}", state, array(theirs.state)))
-            drafts.append(greedy(said).item())
+            drafts.append(said.likeliest.item())
             new.append(drafts[-1])
 
 
