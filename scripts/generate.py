@@ -7,9 +7,12 @@ agp generate --model google/gemma-4-E2B-it --adapter runs/notes/adapter --chat -
 agp generate --run runs/tiny --mode early --risk 0.01 --chat --prompt "..." --trace -
 agp generate --run runs/tiny --mode lossless --prompt "def mean(values):"
 agp generate --run runs/tiny --mode lossless --peer http://127.0.0.1:9430 --prompt "def mean(values):"
+agp generate --run runs/gemma4_e2b --mode lossless --drafter drafts/e2b --prompt "def mean(values):"
+agp generate --model google/gemma-4-E2B-it --mode lossless --drafter drafts/e2b --prompt "def mean(values):"
 
 With a run its heads decide: `early` leaves where its promised risk allows, audits some of it and goes on lossless where
-the promise is found broken; `lossless` drafts early and says what full depth says.
+the promise is found broken; `lossless` drafts early and says what full depth says. It may ask Google's drafter for a
+Gemma 4 too, with the heads of a run or without a run.
 
 Ctrl-C ends it; what was written stays. Without --temperature the likeliest token is taken, and a seed changes nothing.
 """
@@ -30,6 +33,7 @@ from agp.audit import Audit
 from agp.follow import Token, Way, follow
 from agp.generate import Sampler, Step, generate, make_sampler, until
 from agp.models.checks import accept
+from agp.models.decoder import Decoder
 from agp.models.load import DTYPES, TABLES, Loaded
 from agp.peer import located
 from agp.quant import BITS
@@ -37,7 +41,7 @@ from agp.replies import Replies
 from agp.text import Tokenizer
 from scripts.asked import some_path
 from scripts.offers import Peers
-from scripts.routes import MODES, MOST, RATE, Opened, Trace, limited, opened, way
+from scripts.routes import MODES, MOST, RATE, Opened, Trace, assistant_of, limited, opened, untapped, way
 from scripts.tokens import token_of
 
 One = TypeVar("One")
@@ -53,6 +57,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--risk", type=float, metavar="R", help="of early: tokens that may differ (default: 0.01)")
     parser.add_argument("--peer", metavar="URL", help="of `agp peer`: who runs the blocks above a tap, if it answers")
     parser.add_argument("--token-file", type=some_path, metavar="FILE", help="what the peer asks for; or AGP_TOKEN")
+    parser.add_argument("--drafter", metavar="DIR", help="of lossless: Google's drafter for the model, or a Hub id")
     parser.add_argument("--trace", metavar="FILE", help="a line of JSON for each token: route, block, ms; - is stderr")
     parser.add_argument("--adapter", metavar="DIR", help="what `agp train` made, or PEFT, or mlx-lm")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue; - reads stdin")
@@ -77,11 +82,12 @@ def run(args) -> None:
         located(args.peer)
     adapter = None if args.adapter is None else adapter_files.load(args.adapter)
     prompt = read_prompt(args.prompt)
-    given = None if args.run is None else opened(args.run)
+    given = None if args.run is None else opened(args.run, args.drafter)
     if given is None:
         loaded = agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)
     else:
         loaded = given.loaded
+    assistant = None if given or args.drafter is None else assistant_of(loaded, args.drafter)
     if adapter:
         attach(loaded.model, adapter.adapter, adapter.arrays)
     tokenizer = tokenizer_of(loaded)
@@ -92,7 +98,9 @@ def run(args) -> None:
     stop = {*tokenizer.eos_ids, *stop_ids(tokenizer, args.stop)}
     with written(args.trace) as file:
         trace, peers, how = None, None, {"max_tokens": args.max_tokens, "stop": stop}
-        if given is None or args.mode == "full":
+        if assistant is not None:
+            steps = follow(untapped(assistant, begun(loaded.model, tokens, clock), sampler), **how)
+        elif given is None or args.mode == "full":
             steps = generate(loaded.model, tokens, sampler=sampler, progress=clock.prefill, **how)
         else:
             peers = None if args.peer is None else beside(args, given)
@@ -113,13 +121,17 @@ def beside(args, given: Opened) -> Peers:
 
 
 def routed(args, given: Opened, tokens: Sequence[int], sampler: Sampler, clock: "Clock", peers: Peers | None) -> Way:
-    audit, model = None, given.heads.decoder
-    accept(model.config, model.identity, [list(tokens)], None, None)
+    audit = None
     if args.mode == "early":
         audit = Audit(0.01 if args.risk is None else args.risk, RATE, args.seed)
         limited(given.heads, audit.risk)
-    replies = Replies.begun(model, [tokens], slack=MOST + 1, progress=clock.prefill)
-    return way(given, args.mode, replies, sampler, audit=audit, beyond=None if peers is None else peers.beyond)
+    replies, beyond = begun(given.loaded.model, tokens, clock), None if peers is None else peers.beyond
+    return way(given, args.mode, replies, sampler, audit=audit, beyond=beyond)
+
+
+def begun(model: Decoder, tokens: Sequence[int], clock: "Clock") -> Replies:
+    accept(model.config, model.identity, [list(tokens)], None, None)
+    return Replies.begun(model, [tokens], slack=MOST + 1, progress=clock.prefill)
 
 
 @contextmanager
@@ -135,12 +147,18 @@ def written(path: str | None) -> Iterator[Any]:
 def faults(args) -> list[str]:
     wrong = [] if args.max_tokens >= 1 else [f"--max-tokens is {args.max_tokens}; 1 or more is needed"]
     wrong += ["a stop string is empty"] if "" in args.stop else []
-    if args.run is None and args.mode != "full":
-        wrong.append(f"--mode {args.mode} needs the heads of a run; give --run instead of --model")
+    if args.run is None and args.mode == "lossless" and args.drafter is not None:
+        needing = [f"--{name}" for name in ("peer", "trace") if getattr(args, name) is not None]
+    else:
+        needing = [f"--mode {args.mode}"] if args.run is None and args.mode != "full" else []
+    instead = ", or a --drafter" if needing == ["--mode lossless"] else ""
+    wrong += [f"{what} needs the heads of a run; give --run instead of --model{instead}" for what in needing]
     if args.mode != "early" and args.risk is not None:
         wrong.append(f"--risk is for --mode early; --mode {args.mode} takes none")
     if args.mode == "full" and args.peer is not None:
         wrong.append("--peer is for --mode early or lossless; at full depth all blocks run here")
+    if args.mode != "lossless" and args.drafter is not None:
+        wrong.append(f"--drafter is for --mode lossless; --mode {args.mode} takes none")
     if args.mode == "full" and args.trace is not None:
         wrong.append("--trace is for --mode early or lossless; at full depth every token takes the same way")
     given = [name for name in ("adapter", "dtype", "quantize", "table") if getattr(args, name) is not None]

@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from agp.assisted import Assisted
 from agp.audit import Audit
 from agp.beyond import Beyond, Cost
 from agp.early import Early, Watched
 from agp.follow import Full, Token
 from agp.generate import Sampler
 from agp.lookup import Ending, Lookup, common
-from agp.lossless import Lossless
-from agp.models.load import Loaded
+from agp.lossless import Lossless, Proposer, Untapped
+from agp.models.assistant import Assistant, load_assistant
+from agp.models.load import DTYPES, Loaded
 from agp.pace import Pace
 from agp.peer import Remote
 from agp.replies import Replies
@@ -34,6 +36,7 @@ class Opened(NamedTuple):
     loaded: Loaded
     heads: Bundle
     known: dict[Ending, int]  # what follows what in the teacher's own texts
+    assistant: Assistant | None = None  # Google's drafter
 
 
 def whole(run: Path) -> None:
@@ -45,11 +48,18 @@ def whole(run: Path) -> None:
         )
 
 
-def opened(run: Path) -> Opened:
+def opened(run: Path, drafter: str | None = None) -> Opened:
     whole(run)
     loaded = teacher(run / "domain")
     folded(loaded.model)
-    return Opened(loaded, bundle.load(run, loaded.model), known(run / "harvest"))
+    assistant = None if drafter is None else assistant_of(loaded, drafter)
+    return Opened(loaded, bundle.load(run, loaded.model), known(run / "harvest"), assistant)
+
+
+def assistant_of(loaded: Loaded, path: str) -> Assistant:
+    """Its weights as wide as those of the model that it drafts for."""
+    kind = loaded.model.norm.weight.dtype
+    return load_assistant(path, loaded.config, next(name for name, of in DTYPES.items() if of == kind))
 
 
 def known(harvest: Path) -> dict[Ending, int]:
@@ -80,8 +90,8 @@ def way(
     heads = given.heads
     named = heads.named if watching else None
     above = named if named is not None and named > heads.taps[0] else None
-    drafter, lookup = bundle.Drafter(heads), Lookup(given.known)
-    how = {"proposer": lookup, "most": MOST, "least": LEAST, "pace": pace or Pace(), "watch": above}
+    drafter, proposer = bundle.Drafter(heads), proposing(given.assistant, replies, given.known)
+    how = {"proposer": proposer, "most": MOST, "least": LEAST, "pace": pace or Pace(), "watch": above}
     lossless = Lossless(replies, drafter, sampler, beyond=beyond and beyond(drafter.tap), **how)
     if mode == "lossless":
         return lossless
@@ -89,6 +99,16 @@ def way(
     router = bundle.Router(heads, limited(heads, audit.risk))
     far = beyond and beyond(router.taps[-1])
     return Watched(Early(replies, router, sampler, audit=audit, watch=named, beyond=far), lossless)
+
+
+def untapped(assistant: Assistant, replies: Replies, sampler: Sampler) -> Lossless:
+    """Lossless without heads: every draft goes up to full depth."""
+    drafter = Untapped(replies.model.config.num_producers - 1)
+    return Lossless(replies, drafter, sampler, proposer=proposing(assistant, replies, {}), most=MOST, pace=Pace())
+
+
+def proposing(assistant: Assistant | None, replies: Replies, known: dict[Ending, int]) -> Proposer:
+    return Lookup(known) if assistant is None else Assisted(assistant, replies, Lookup(known))
 
 
 def limited(heads: Bundle, risk: float) -> str:

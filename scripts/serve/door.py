@@ -3,6 +3,7 @@
 agp serve --run runs/tiny
 agp serve --model google/gemma-4-E2B-it --port 8000 --batch 8
 agp serve --run runs/tiny --peer http://127.0.0.1:9430
+agp serve --run runs/gemma4_e2b --drafter drafts/e2b
 AGP_TOKEN="$(cat token.txt)" agp serve --run runs/tiny --host 192.168.1.7
 
 curl http://127.0.0.1:8430/v1/chat/completions -H "Content-Type: application/json" \\
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--peer", metavar="URL", help="of `agp peer`: who runs the blocks above a tap, if it answers")
     parser.add_argument("--peer-token-file", type=some_path, metavar="FILE", help="what the peer asks for")
+    parser.add_argument("--drafter", metavar="DIR", help="of --run: Google's drafter for its model, where lossless")
     parser.add_argument("--adapter", metavar="DIR", help="of --model: what `agp train` made, or PEFT, or mlx-lm")
     parser.add_argument("--dtype", choices=DTYPES, help="of --model; float32 is the fastest on a CPU")
     parser.add_argument("--quantize", type=int, choices=BITS, metavar="BITS", help="of --model, while loading")
@@ -75,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
     given = [name for name in OWN if getattr(args, name) is not None]
     if args.run is not None and given:
         raise ValueError(f"a run has its own; leave out {', '.join(f'--{name}' for name in given)}")
+    if args.run is None and args.drafter is not None:
+        raise ValueError("--drafter needs the heads of a run; give --run instead of --model")
     word = peer_token(args)
     token, loopback = token_of(args.token_file), is_loopback(args.host)
     if token is None and not loopback:
@@ -106,7 +110,7 @@ def peer_token(args: argparse.Namespace) -> str | None:
 
 def opening(args: argparse.Namespace, word: str | None) -> Opened:
     if args.run is not None:
-        given = opened(args.run)
+        given = opened(args.run, args.drafter)
         return Opened(*given, peers=None if args.peer is None else Peers(args.run, given, args.peer, word))
     adapter = None if args.adapter is None else adapter_files.load(args.adapter)
     loaded = agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from agp.lookup import Ending
+from agp.models.assistant import Assistant
 from agp.models.decoder import Decoder
 from agp.models.load import Loaded
 from agp.replies import SLACK, Progress, Replies
@@ -42,6 +43,7 @@ class Opened(NamedTuple):
     loaded: Loaded
     heads: Bundle | None = None
     known: dict[Ending, int] | None = None
+    assistant: Assistant | None = None  # Google's drafter
     peers: Peers | None = None
 
 
@@ -116,10 +118,10 @@ class Engine:
             self.ways.close()
 
     def opened(self) -> Served:
-        loaded, heads, known, peers = self.open()
+        loaded, heads, known, assistant, peers = self.open()
         if mx.metal.is_available():  # keep the weights from being paged out between tokens
             mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
-        given = None if heads is None else routes.Opened(loaded, heads, known or {})
+        given = None if heads is None else routes.Opened(loaded, heads, known or {}, assistant)
         self.model, self.ways, self.turns = loaded.model, Ways(given, self.draws, peers), 0
         config = loaded.config
         return Served(self.name, tokenizer_of(loaded), config.max_position_embeddings, config.vocab_size, heads)
