@@ -52,6 +52,7 @@ class Begun(NamedTuple):
     """The next token of each row, asked for and maybe not known yet."""
 
     ids: mx.array  # B
+    normed: mx.array  # B 1 D: what the head says it of
     logits: mx.array  # B V
     states: dict[Site, mx.array]  # B 1 D
 
@@ -62,10 +63,12 @@ class Full:
     def __init__(
         self, replies: Replies, sampler: Sampler = greedy, *, watch: int | None = None, tap: int | None = None
     ):
-        """States after block `watch` go with the tokens; that after `tap`, of the place that was run last, is kept."""
+        """States after block `watch` go with the tokens. Of the places that told the last ones, the state after `tap`
+        is kept, and the one that the head was given."""
         self.replies, self.sampler = replies, sampler
         self.watch, self.tap = (None if block is None else Site(block, "block") for block in (watch, tap))
         self.state: mx.array | None = None  # B 1 D
+        self.normed: mx.array | None = None  # likewise
         self.ahead: Begun | None = None
 
     def step(self, counts: np.ndarray) -> list[list[Token]]:
@@ -76,15 +79,16 @@ class Full:
         ids, last = np.array(now.ids).tolist(), model.config.num_layers - 1
         replies.say([[id] for id in ids])
         watched = None if self.watch is None else now.states[self.watch][:, 0]
-        self.state = None if self.tap is None else now.states[self.tap]
+        self.state, self.normed = None if self.tap is None else now.states[self.tap], now.normed
         of = lambda row: None if watched is None else watched[row]
         return [[Token(row, id, last, now.logits[row], watched=of(row))] for row, id in enumerate(ids)]
 
     def begun(self, tokens: mx.array, counts: np.ndarray) -> Begun:
         model, states = self.replies.model, {}
         visit = record(states, [site for site in (self.watch, self.tap) if site is not None])
-        logits = model.unembed(self.replies.run(tokens, model.config.num_layers, visit=visit))[:, 0]
-        found = Begun(self.sampler(logits, counts), logits, states)
+        normed = model.normed(self.replies.run(tokens, model.config.num_layers, visit=visit).hidden)
+        logits = model.head(normed)[:, 0]
+        found = Begun(self.sampler(logits, counts), normed, logits, states)
         mx.async_eval(found.ids, logits, *states.values())
         return found
 
@@ -101,8 +105,8 @@ class Full:
     def forget(self, rows: Sequence[int]) -> None:
         """All but these, of what is known beside the replies."""
         if self.ahead is not None:
-            at, (ids, logits, states) = mx.array(list(rows)), self.ahead
-            self.ahead = Begun(ids[at], logits[at], {site: state[at] for site, state in states.items()})
+            at, (ids, normed, logits, states) = mx.array(list(rows)), self.ahead
+            self.ahead = Begun(ids[at], normed[at], logits[at], {site: state[at] for site, state in states.items()})
 
     def join(self, replies: Replies) -> None:
         self.rest()

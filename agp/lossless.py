@@ -162,6 +162,8 @@ class Lossless:
             found = self.full.step(counts)
             assert self.full.state is not None
             self.drafter.accept(self.full.state, np.ones((len(found), 1), bool))
+            if self.proposer is not None:
+                self.proposer.accept(self.full.normed)
         self.pace.took(drafting, time.perf_counter() - started, sum(map(len, found)))
         return found
 

@@ -22,7 +22,7 @@ from agp.models.assistant import Ahead, Said, newest
 from agp.replies import Replies
 from tests.parity.test_assistant import make_four
 from tests.test_beyond import Gone, peer
-from tests.test_routed import PROMPTS, Lens, ahead, alone, said
+from tests.test_routed import PROMPTS, Lens, Turns, ahead, alone, said
 
 SILENT = {"longest": 1, "least": 2}  # a lookup that never knows
 DRAWN = make_sampler(1.0, 0.9, seed=5)
@@ -133,6 +133,20 @@ def test_drafts_of_who_knows_are_all_kept(pair, rows, sampler):
     assert found == [[1] * rows] + [[4] * rows] * 7
     assert oracle.lost == 0
     assert way.replies.texts == [text[: len(prompt) + 29] for text, prompt in zip(texts, PROMPTS, strict=False)]
+
+
+def test_rounds_without_drafts_hand_over_their_state_too(pair):
+    """Full depth has run ahead by then: the state is that of the token which was said."""
+    model, _ = pair
+    texts = texts_of(model, 40)[:2]
+    oracle = Oracle(model, texts)
+    way, counts, found = begun(model, oracle, PROMPTS[:2], pace=Turns()), np.zeros(2, int), []
+    for _ in range(11):
+        told = way.step(counts)
+        found.append([len(tokens) for tokens in told])
+        counts += found[-1]
+    assert found == [[1, 1], *[[4, 4]] * 3, *[[1, 1]] * 3, *[[4, 4]] * 4]
+    assert oracle.lost == 0
 
 
 @pytest.mark.parametrize("wrong", [0, 3])
