@@ -32,6 +32,7 @@ prove: $(READY)
 	$(BIN)/agp train tiny3n
 	$(BIN)/agp bench export
 	$(BIN)/agp bench mission
+	$(BIN)/agp bench promises
 	$(BIN)/agp bench decode --routed runs/tiny
 	$(BIN)/agp figures --check
 

@@ -10,7 +10,6 @@ with the block that it left after, and with ^ where the peer ran those above. Ct
 
 import os
 import re
-import secrets
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import httpx2
 from scripts.asked import some_path
 from scripts.processes import STARTER
 from scripts.routes import whole
+from scripts.tokens import fresh
 
 USUAL = Path("runs/tiny")
 TALK = (
@@ -42,7 +42,7 @@ LAST = 10.0  # seconds for a host to end in
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")  # without one, a browser of the terminal would take it over
 
 
-class Ended(Exception):
+class Ended(OSError):
     """A host is gone that nobody ended."""
 
 
@@ -86,6 +86,9 @@ class Host:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.reader.join(LAST)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
 
 class Said(NamedTuple):
@@ -200,9 +203,7 @@ def hosts(run: Path) -> Iterator[tuple[Host, Callable[[], None]]]:
         return started[-1]
 
     with TemporaryDirectory(prefix="agp-demo-") as folder:
-        file = Path(folder) / "token"
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as token:
-            token.write(secrets.token_urlsafe(32))
+        file = fresh(Path(folder))
         try:
             peer = start("peer", "--token-file", str(file)).ready()
             yield start("serve", "--peer", peer, "--peer-token-file", str(file), "--grace", "0"), look

@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 from pathlib import Path
 
 TOKEN = "[!-~]{16,512}"
@@ -12,3 +13,11 @@ def token_of(file: Path | None) -> str | None:
     if token is not None and not re.fullmatch(TOKEN, token):
         raise ValueError(f"{source} holds no token: 16 to 512 printable characters without spaces are needed")
     return token
+
+
+def fresh(folder: Path) -> Path:
+    """A new one, in a file that nobody else can read."""
+    file = folder / "token"
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as token:
+        token.write(secrets.token_urlsafe(32))
+    return file

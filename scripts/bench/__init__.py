@@ -8,13 +8,14 @@ agp bench heads       heads trained on kept states, beside states made again at 
 agp bench curriculum  what a finished run is worth, over several seeds of its heads
 agp bench export      exports of whole runs, known traps, and heads of real size
 agp bench mission     what a token costs where early decoding keeps its promise
+agp bench promises    lossless beside full depth, and early beside its risk
 agp bench ane         an export on each compute unit of this Mac, and where its operations run
 agp bench decode --help says more
 """
 
 import argparse
 
-from scripts.bench import ane, curriculum, decode, e2b, export, heads, memory, mission, train
+from scripts.bench import ane, curriculum, decode, e2b, export, heads, memory, mission, promises, train
 
 KINDS = {
     "decode": decode,
@@ -25,6 +26,7 @@ KINDS = {
     "curriculum": curriculum,
     "export": export,
     "mission": mission,
+    "promises": promises,
     "ane": ane,
 }
 
