@@ -61,8 +61,8 @@ def test_the_first_difference_is_named_and_is_a_tie_only_where_full_depth_was_un
 
 def test_ties_count_as_alike_and_a_prompt_that_differs_anywhere_does_not():
     tie, other, third = (Difference(n, 0, 1, 2, tie=n == 1) for n in (1, 2, 3))
-    found = [Compared(5, [tie, other], 0.5), Compared(5, [other, third], 0.5), Compared(5, [], 0.5)]
-    assert [of.identical for of in found] == [4, 3, 5] and found[0].ties == [tie] and found[0].wrong == [other]
+    found = [Compared(5, [tie, other], 0.5), Compared(5, [third], 0.5), Compared(5, [], 0.5)]
+    assert [of.identical for of in found] == [4, 4, 5] and found[0].ties == [tie] and found[0].wrong == [other]
     assert alike(found) == 3
 
 
@@ -122,6 +122,8 @@ def test_full_depth_loses_nothing_and_stops_where_it_should():
     model = toy("gemma4")
     whole = promises_early.told(prompt(PROMPTS[1]), model, Full, set())
     assert whole == Told("a", "code", LONGEST, 0, 0, 0)
+    drawn = promises_early.told(prompt(PROMPTS[1]), model, lambda of: Full(of, make_sampler(2.0, seed=1)), set())
+    assert drawn.lost == 0 and drawn.unlike > 5, "what did not leave early is not lost, whatever it is"
     (last,) = [step.token for step in generate(model, PROMPTS[1], max_tokens=1)]
     assert promises_early.told(prompt(PROMPTS[1]), model, Full, {last}).tokens == 1
 
