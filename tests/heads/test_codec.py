@@ -6,7 +6,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from heads.codec import Integers, Raw, packed, room, unpacked
+from agp.artifacts import write_results
+from agp.packet import written
+from curricula import begun
+from heads.codec import HEADER, PACKET, Integers, Raw, packed, room, unpacked
+from tests.test_packet import learned, states, terms
 
 DIGITS = [(2,), (256,), (257,), (3, 5, 7, 2), (64, *[3] * 90, *[2] * 37), (65536, 16, 16, 16), (256,) * 96]
 
@@ -53,3 +57,16 @@ def test_integers_are_off_by_half_a_step_at_most(bits, group, size):
     assert (np.abs(error).max(-1) <= 0.51 * step + np.abs(groups).max(-1) * 2**-8).all()  # a scale has 8 bits
     assert np.abs(error).max() > 0.3 * step.min()
     assert mx.array_equal(codec.unpack(codec.pack(mx.zeros((1, 64)), told[:1]), told[:1]), mx.zeros((1, 64)))
+
+
+@pytest.mark.prove
+def test_bytes_figure():
+    """A whole packet of states as wide as E2B's, by the bytes that figures of transfer count, without token ids."""
+    width, found = 1536, {}
+    sizes = {"raw": Raw(width).bytes, "int8": Integers(width, 8, width).bytes}
+    sizes |= {f"{ratio}x": begun.room(width, ratio) for ratio in (4, 8, 16)}
+    for name, size in sizes.items():
+        of = (terms if name == "raw" else learned)(width=width, payload=size)
+        found[name] = round(len(written(states(of, PACKET), of)) / (PACKET * size + HEADER), 4)
+    figure = {"value": found, "command": "pytest -m prove tests/heads/test_codec.py"}
+    write_results("packet-bytes", {"packet.bytes_ratio": figure}, positions=PACKET, payloads=sizes)
