@@ -63,6 +63,7 @@ class Compared(NamedTuple):
     prompts: int
     differences: list[Difference]
     drafted: float  # share of tokens that were drafted right
+    away: float  # share of the others that a peer said
 
     @property
     def ties(self) -> list[Difference]:
@@ -169,18 +170,19 @@ def compared(
     manner: Manner,
     beyond: Callable[[int], Beyond] | None = None,
 ) -> Compared:
-    found, drafted, last = [], [], given.heads.decoder.config.num_layers - 1
+    found, drafted, away, last = [], [], [], given.heads.decoder.config.num_layers - 1
     with tqdm(total=len(prompts), desc=f"lossless, {manner}", leave=False) as bar:
         for numbers in groups(prompts, manner.batch):
             said = [[] for _ in numbers]
             for token in told(given, prompts, numbers, manner, beyond):
                 said[token.row].append(token.id)
                 drafted.append(token.block < last)
+                away += [] if token.block < last else [token.away is not None]
             pairs = zip(numbers, said, strict=True)
             found += [of for n, ids in pairs if (of := difference(n, answers[n], ids)) is not None]
             mx.clear_cache()
             bar.update(len(numbers))
-    return Compared(len(prompts), sorted(found), float(np.mean(drafted)))
+    return Compared(len(prompts), sorted(found), float(np.mean(drafted)), sum(away) / max(len(away), 1))
 
 
 def alike(found: Sequence[Compared]) -> int:

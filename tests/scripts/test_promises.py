@@ -61,7 +61,7 @@ def test_the_first_difference_is_named_and_is_a_tie_only_where_full_depth_was_un
 
 def test_ties_count_as_alike_and_a_prompt_that_differs_anywhere_does_not():
     tie, other, third = (Difference(n, 0, 1, 2, tie=n == 1) for n in (1, 2, 3))
-    found = [Compared(5, [tie, other], 0.5), Compared(5, [third], 0.5), Compared(5, [], 0.5)]
+    found = [Compared(5, [tie, other], 0.5, 0), Compared(5, [third], 0.5, 0), Compared(5, [], 0.5, 0)]
     assert [of.identical for of in found] == [4, 4, 5] and found[0].ties == [tie] and found[0].wrong == [other]
     assert alike(found) == 3
 
@@ -141,8 +141,8 @@ def test_the_unit_is_the_document_however_many_prompts_are_of_it():
 def test_figures_hold_a_run_to_the_prompts_asked_for_and_each_risk_to_itself(tmp_path):
     early = {"0.01": {"loss": 0.005, "interval": [0.002, 0.02]}, "0.05": {"loss": 0.06, "interval": [0.05, 0.07]}}
     found = {
-        "tiny": {"lossless": {"identical": 999}, "early": early},
-        "smoke": {"lossless": {"identical": 9}, "early": {}},
+        "tiny": {"lossless": {"identical": 999, "by peer": 1.0}, "early": early},
+        "smoke": {"lossless": {"identical": 9, "by peer": 0.5}, "early": {}},
     }
     told = json.loads(promises.write(found, promises.PROMPTS, tmp_path).read_text())["figures"]
     assert told["lossless.identical"]["value"] == {"tiny": 999, "smoke": 9}
@@ -154,7 +154,7 @@ def test_figures_hold_a_run_to_the_prompts_asked_for_and_each_risk_to_itself(tmp
     assert told["early.risk_kept"]["goal"] == "<= 1"
     cli.main(["figures", "--folder", str(tmp_path), "--check"])
     told = json.loads(promises.write({"smoke": found["smoke"]}, 9, tmp_path).read_text())["figures"]
-    assert set(told) == {"lossless.identical"} and told["lossless.identical"]["goal"] == ">= 9"
+    assert set(told) == {"lossless.identical", "lossless.by_peer"} and told["lossless.identical"]["goal"] == ">= 9"
     assert told["lossless.identical"]["command"] == "agp bench promises --prompts 9"
 
 
@@ -191,7 +191,8 @@ def test_the_command_measures_a_run_with_a_peer(tmp_path, capsys):
     assert set(found["manners"]) == set(map(str, MANNERS)) and all(
         of["drafted"] > 0 for of in found["manners"].values()
     )
-    assert found["peer"]["answered"] == found["peer"]["calls"] > 9
+    assert all(of["by peer"] == ("a peer" in name) for name, of in found["manners"].items())
+    assert told["figures"]["lossless.by_peer"]["value"] == {"smoke": 1.0}
     assert out.count("9 of 9 answers as at full depth") == len(MANNERS)
     assert "smoke promises nothing for any risk" in out and told["runs"]["smoke"]["early"] == {}
     assert cli.main([*words, "--prompts", "0"]) == 2
