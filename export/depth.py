@@ -84,20 +84,24 @@ def turned(o: Ops, x: Columns, past: Past) -> Columns:
 
 def handed(attention: Any, place: Any, keys: Any, values: Any, count: int, room: int) -> dict[str, np.ndarray]:
     """What the host hands over for the last `count` tokens of one text, in columns: `keys` and `values` are H S K."""
-    length = keys.shape[1]
-    if length > room:
-        raise ValueError(f"{length} keys are there, and the program was made for {room}")
-    mask = np.full((room, count), HIDDEN)
     end, queries = place.end, np.arange(place.end - count, place.end)
-    at = np.arange(end - length, end)
+    at = np.arange(end - keys.shape[1], end)
     seen = at[:, None] <= queries[None]
     if attention.window is not None:
         seen &= at[:, None] > queries[None] - attention.window
+    return past(keys, values, seen, attention.rope.angles(end - count, count), room)
+
+
+def past(keys: Any, values: Any, seen: np.ndarray, angles: Any, room: int) -> dict[str, np.ndarray]:
+    """Likewise, of what each token may see, S n, and the cosines and sines by which it is turned."""
+    length, count = seen.shape
+    if length > room:
+        raise ValueError(f"{length} keys are there, and the program was made for {room}; ask for more: --room")
+    mask = np.full((room, count), HIDDEN)
     mask[:length] = np.where(seen, 0, HIDDEN)
-    cos, sin = attention.rope.angles(end - count, count)
     columns = {"keys": flat(keys), "values": flat(values)}
     columns = {name: np.pad(of, ((0, 0), (0, room - length))) for name, of in columns.items()}
-    columns |= {"mask": mask, "cos": np.array(cos).T, "sin": np.array(sin).T}
+    columns |= {"mask": mask} | {name: np.array(of).T for name, of in zip(("cos", "sin"), angles, strict=True)}
     return {name: of[None, :, None].astype(np.float64) for name, of in columns.items()}
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -28,9 +28,32 @@ DECISIONS = ("accept", "revive", "escalate")
 class Look(NamedTuple):
     """Of positions, ..., at one tap."""
 
-    token: mx.array  # the likeliest of those that a glance knows
     told: Told  # logits
     weights: mx.array | None = None  # how much each tap so far counted, where the state was mended
+
+
+class Asked(NamedTuple):
+    """Of positions, B n, at one tap."""
+
+    hope: mx.array
+    carried: Any  # along to the next tap: its number, and arrays of rows
+    look: Callable[[], tuple[mx.array, Look]]  # which may cost something: the mended state, and what is said of it
+
+
+class Asking(Protocol):
+    """Who says what heads say while text is made."""
+
+    def begun(self, before: mx.array) -> Any:
+        """What is carried to the first tap: of positions before each, B n P W, the nearest first."""
+        ...
+
+    def ask(self, carried: Any, states: mx.array, place: Place, shared: Mapping[str, KV]) -> Asked:
+        """At the last of the taps so far, T B n D (Gemma 3n: T B n 4 D)."""
+        ...
+
+    def concepts(self, state: mx.array) -> list[tuple[str, ...]]:
+        """Names of what is active at each position, in their order."""
+        ...
 
 
 class Bundle(NamedTuple):
@@ -49,6 +72,24 @@ class Bundle(NamedTuple):
     named: int  # the block after which it names
     codecs: Mapping[str, Codec]
     sent: int  # the block after which states are sent
+    by: Asking | None = None  # who says what they say, where MLX does not
+    room: int | None = None  # tokens of a text, where that is one who takes no more
+
+    @property
+    def asking(self) -> Asking:
+        return self if self.by is None else self.by
+
+    def begun(self, before: mx.array) -> Carried:
+        return self.late.begun(before)
+
+    def ask(self, carried: Carried, states: mx.array, place: Place, shared: Mapping[str, KV]) -> Asked:
+        hope, carried = self.hope(states[-1], carried)
+
+        def look() -> tuple[mx.array, Look]:
+            read, weights = self.mend(states, place, shared)
+            return read, self.look(carried, read)._replace(weights=weights)
+
+        return Asked(hope, carried, look)
 
     def hope(self, state: mx.array, carried: Carried) -> tuple[mx.array, Carried]:
         """B n, at the next tap, whose `state` is B n D (Gemma 3n: B n 4 D); and what goes along to the one after."""
@@ -66,11 +107,9 @@ class Bundle(NamedTuple):
 
     def look(self, carried: Carried, read: mx.array, mended: bool = True) -> Look:
         """At the last tap that was carried along."""
-        token, facts = self.glance(read)
-        return Look(token, (self.late if mended else self.plain).told(carried, read, facts))
+        return Look((self.late if mended else self.plain).told(carried, read, self.glance(read).facts))
 
     def concepts(self, state: mx.array) -> list[tuple[str, ...]]:
-        """Names of what is active at each position, in their order."""
         names = self.names.config.concepts
         code, _, _ = self.names(flat(state).reshape(-1, self.names.config.state), exactly=False)
         active = np.array(code.chosen[:, : len(names)])
@@ -101,7 +140,7 @@ class Router:
         self.bundle, self.limit = bundle, bundle.limits["revive"][risk]
         self.taps = bundle.taps[: max(bundle.exits) + 1]  # above the last exit there is nothing to ask
         self.before: mx.array | None = None  # B n P W, the nearest first
-        self.carried: Carried | None = None
+        self.carried: Any = None
 
     def __call__(self, states: mx.array, place: Place, shared: Mapping[str, KV]) -> Left | None:
         """At the last of the taps so far, T B 1 D: who leaves; None if nobody is worth a look."""
@@ -109,18 +148,17 @@ class Router:
         if not tap:
             self.carried = self.begin(flat(states[0]))
         assert self.carried is not None, "a router is called at every tap, from the first on"
-        hope, self.carried = bundle.hope(states[-1], self.carried)
+        hope, self.carried, look = bundle.asking.ask(self.carried, states, place, shared)
         looking = hope >= bundle.gate[tap]
         if self.limit is None or tap not in bundle.exits or not looking.any().item():
             return None
-        read, weights = bundle.mend(states, place, shared)
-        look = bundle.look(self.carried, read)
-        return Left(looking & (look.told.leave >= self.limit), read, look._replace(weights=weights))
+        read, seen = look()
+        return Left(looking & (seen.told.leave >= self.limit), read, seen)
 
-    def begin(self, state: mx.array) -> Carried:
+    def begin(self, state: mx.array) -> Any:
         if self.before is None:
             self.before = mx.zeros((*state.shape[:2], self.bundle.window - 1, state.shape[-1]))
-        carried = self.bundle.late.begun(self.before)
+        carried = self.bundle.asking.begun(self.before)
         self.before = mx.concatenate([state[..., None, :], self.before[..., :-1, :]], axis=-2)
         return carried
 
@@ -128,7 +166,7 @@ class Router:
         """Only these go on to the next tap."""
         assert self.carried is not None
         at, (tap, *parts) = mx.array(list(rows)), self.carried
-        self.carried = Carried(tap, *(part[at] for part in parts))
+        self.carried = type(self.carried)(tap, *(part[at] for part in parts))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only these go on at all."""
@@ -152,10 +190,9 @@ class Drafter:
         bundle, size = self.bundle, stream.hidden.shape[1]
         ends = [[there.shape[1] - size + n for n in range(size)] for _ in there]
         before = self.last(states, there, ends)[:, :, ::-1]  # the nearest first
-        _, carried = bundle.hope(stream.hidden, bundle.late.begun(before))
-        read, weights = bundle.mend(stream.hidden[None], stream.place, stream.shared)
-        look = bundle.look(carried, read)
-        return Drafted(read, look.told.leave, look._replace(weights=weights))
+        begun, states = bundle.asking.begun(before), stream.hidden[None]
+        read, seen = bundle.asking.ask(begun, states, stream.place, stream.shared).look()
+        return Drafted(read, seen.told.leave, seen)
 
     def last(self, states: mx.array, there: np.ndarray, ends: Sequence[Sequence[int]]) -> mx.array:
         """B n P W: of each row, before some ends, the last that are there; of `states` not all are."""

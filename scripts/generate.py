@@ -9,6 +9,7 @@ agp generate --run runs/tiny --mode lossless --prompt "def mean(values):"
 agp generate --run runs/tiny --mode lossless --peer http://127.0.0.1:9430 --prompt "def mean(values):"
 agp generate --run runs/gemma4_e2b --mode lossless --drafter drafts/e2b --prompt "def mean(values):"
 agp generate --model google/gemma-4-E2B-it --mode lossless --drafter drafts/e2b --prompt "def mean(values):"
+agp generate --run runs/tiny --mode lossless --heads coreml --prompt "def mean(values):"
 
 With a run its heads decide: `early` leaves where its promised risk allows, audits some of it and goes on lossless where
 the promise is found broken; `lossless` drafts early and says what full depth says. It may ask Google's drafter for a
@@ -39,9 +40,10 @@ from agp.peer import located
 from agp.quant import BITS
 from agp.replies import Replies
 from agp.text import Tokenizer
+from scripts import packaged
 from scripts.asked import some_path
 from scripts.offers import Peers
-from scripts.routes import MODES, MOST, RATE, Opened, Trace, assistant_of, limited, opened, untapped, way
+from scripts.routes import MODES, MOST, RATE, Opened, Trace, assistant_of, limited, untapped, way
 from scripts.tokens import token_of
 
 One = TypeVar("One")
@@ -55,6 +57,7 @@ def add_arguments(parser) -> None:
     what.add_argument("--run", type=some_path, metavar="RUN", help="what `agp train` made: its teacher and its heads")
     parser.add_argument("--mode", choices=MODES, default="full", help="how deep tokens go (default: full)")
     parser.add_argument("--risk", type=float, metavar="R", help="of early: tokens that may differ (default: 0.01)")
+    packaged.add_arguments(parser)
     parser.add_argument("--peer", metavar="URL", help="of `agp peer`: who runs the blocks above a tap, if it answers")
     parser.add_argument("--token-file", type=some_path, metavar="FILE", help="what the peer asks for; or AGP_TOKEN")
     parser.add_argument("--drafter", metavar="DIR", help="of lossless: Google's drafter for the model, or a Hub id")
@@ -82,7 +85,7 @@ def run(args) -> None:
         located(args.peer)
     adapter = None if args.adapter is None else adapter_files.load(args.adapter)
     prompt = read_prompt(args.prompt)
-    given = None if args.run is None else opened(args.run, args.drafter)
+    given = None if args.run is None else packaged.opened(args, drafter=args.drafter)
     if given is None:
         loaded = agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)
     else:
@@ -94,6 +97,8 @@ def run(args) -> None:
     tokens = tokenizer.chat([{"role": "user", "content": prompt}]) if args.chat else tokenizer.encode(prompt)
     if mx.metal.is_available():  # keep the weights from being paged out between tokens
         mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    if given is not None:
+        packaged.fits(args, given, len(tokens))
     clock = Clock(len(tokens), loaded.config.max_position_embeddings)
     stop = {*tokenizer.eos_ids, *stop_ids(tokenizer, args.stop)}
     with written(args.trace) as file:
@@ -161,6 +166,9 @@ def faults(args) -> list[str]:
         wrong.append(f"--drafter is for --mode lossless; --mode {args.mode} takes none")
     if args.mode == "full" and args.trace is not None:
         wrong.append("--trace is for --mode early or lossless; at full depth every token takes the same way")
+    wrong += packaged.faults(args)
+    if args.mode == "full" and args.heads != "mlx":
+        wrong.append(f"--heads {args.heads} is for --mode early or lossless; at full depth no head is asked")
     given = [name for name in ("adapter", "dtype", "quantize", "table") if getattr(args, name) is not None]
     if args.run is not None and given:
         wrong.append(f"a run has its own; leave out {', '.join(f'--{name}' for name in given)}")

@@ -163,7 +163,9 @@ def described(heads: Bundle, token: Token) -> dict[str, Any]:
     last, seen, away = heads.decoder.config.num_layers - 1, token.seen, token.away
     vitality: Any = None if seen is None else mx.sigmoid(seen.told.told.vitality[seen.at]).item()
     mixing = None if seen is None or seen.told.weights is None else seen.told.weights[seen.at].tolist()
-    concepts = None if token.watched is None else list(dict.fromkeys(heads.concepts(token.watched[None, None])[0]))
+    concepts = (
+        None if token.watched is None else list(dict.fromkeys(heads.asking.concepts(token.watched[None, None])[0]))
+    )
     return {
         "token": token.id,
         "route": route(token, last),

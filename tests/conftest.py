@@ -34,7 +34,8 @@ def pytest_unconfigure(config):
 @pytest.hookimpl(trylast=True)  # of what is left
 def pytest_collection_modifyitems(items):
     """The run that many read from is begun with the first test, and read from last: nobody waits for it."""
-    reads = [getattr(item.module, "smoke", None) is run.smoke for item in items]
+    shared = (run.smoke, run.exported)
+    reads = [any(getattr(item.module, of.__name__, None) is of for of in shared) for item in items]
     readers, others = ([item for item, r in zip(items, reads, strict=True) if r is which] for which in (True, False))
     items[:] = readers[:1] + others + readers[1:]
 

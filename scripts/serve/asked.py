@@ -55,6 +55,11 @@ class Served(NamedTuple):
     vocabulary: int
     heads: Bundle | None
 
+    def longest(self, mode: str) -> int:
+        """Tokens of a text that goes this way."""
+        room = None if mode == "full" or self.heads is None else self.heads.room
+        return self.context if room is None else min(self.context, room)
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -96,8 +101,8 @@ def read(kind: str, raw: bytes, served: Served, limits: Limits) -> tuple[Asked, 
     known(kind, body, served)
     fields, agp = Fields(body), Fields(body.get("agp", {}), "agp.")
     prompt = conversation(served, body) if kind == "chat" else given(served, body)
-    fit(prompt, served, limits)
     mode, risk = routed(agp, served)
+    fit(prompt, served, mode, limits)
     seed = fields.number("seed", -(2**63), 2**64 - 1, secrets.randbits(63), whole=True)
     asked = Asked(
         prompt=prompt,
@@ -215,10 +220,13 @@ def given(served: Served, body: Mapping[str, Any]) -> list[int]:
     return prompt
 
 
-def fit(prompt: Sequence[int], served: Served, limits: Limits) -> None:
+def fit(prompt: Sequence[int], served: Served, mode: str, limits: Limits) -> None:
     count = len(prompt)
     if count > served.context:
         what = f"the prompt has {count} tokens, and the context of {served.name} holds {served.context}"
+        raise Refused(400, what, param="messages", code="context_length_exceeded")
+    if count > (room := served.longest(mode)):
+        what = f"the prompt has {count} tokens, and {mode} takes {room} here: `agp export --room` makes heads for more"
         raise Refused(400, what, param="messages", code="context_length_exceeded")
     if limits.prompt is not None and count > limits.prompt:
         what = f"the prompt has {count} tokens, and this server takes {limits.prompt} at most"

@@ -4,6 +4,7 @@ agp serve --run runs/tiny
 agp serve --model google/gemma-4-E2B-it --port 8000 --batch 8
 agp serve --run runs/tiny --peer http://127.0.0.1:9430
 agp serve --run runs/gemma4_e2b --drafter drafts/e2b
+agp serve --run runs/tiny --heads coreml
 AGP_TOKEN="$(cat token.txt)" agp serve --run runs/tiny --host 192.168.1.7
 
 curl http://127.0.0.1:8430/v1/chat/completions -H "Content-Type: application/json" \\
@@ -27,10 +28,10 @@ from agp.adapters import attach
 from agp.models.load import DTYPES, TABLES
 from agp.peer import located
 from agp.quant import BITS
+from scripts import packaged
 from scripts.asked import some_path
 from scripts.offers import Peers
 from scripts.processes import alone_if_left
-from scripts.routes import opened
 from scripts.serve.engine import Engine, Opened
 from scripts.serve.limits import Limits
 from scripts.serve.peer import is_loopback, listening
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", metavar="PATH", help="a checkpoint folder or a Hub id, at full depth alone")
     what.add_argument("--run", type=some_path, metavar="RUN", help="what `agp train` made: its teacher and its heads")
+    packaged.add_arguments(parser)
     parser.add_argument("--name", help="what clients call it (default: the last part of RUN or PATH)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8430, help="0 takes any that is free (default: 8430)")
@@ -79,6 +81,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"a run has its own; leave out {', '.join(f'--{name}' for name in given)}")
     if args.run is None and args.drafter is not None:
         raise ValueError("--drafter needs the heads of a run; give --run instead of --model")
+    if wrong := packaged.faults(args):
+        raise ValueError("; ".join(wrong))
     word = peer_token(args)
     token, loopback = token_of(args.token_file), is_loopback(args.host)
     if token is None and not loopback:
@@ -110,7 +114,7 @@ def peer_token(args: argparse.Namespace) -> str | None:
 
 def opening(args: argparse.Namespace, word: str | None) -> Opened:
     if args.run is not None:
-        given = opened(args.run, args.drafter)
+        given = packaged.opened(args, drafter=args.drafter)
         return Opened(*given, peers=None if args.peer is None else Peers(args.run, given, args.peer, word))
     adapter = None if args.adapter is None else adapter_files.load(args.adapter)
     loaded = agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)

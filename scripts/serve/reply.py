@@ -56,7 +56,9 @@ class Reply:
         self.sampler = make_sampler(asked.temperature, asked.top_p, asked.seed)
         self.text = Text(self.tokenizer, asked.stops)
         self.ends = {*self.tokenizer.eos_ids, *stop_ids(self.tokenizer, asked.stops)}
-        self.limit = min(asked.max_tokens, served.context + 1 - len(asked.prompt))  # the last needs no place
+        self.limit = min(
+            asked.max_tokens, served.longest(asked.mode) + 1 - len(asked.prompt)
+        )  # the last needs no place
 
     @property
     def late(self) -> bool:

@@ -12,26 +12,19 @@ from curricula import runner
 from export import blob, folder
 from scripts import cli
 from scripts.export import traps
-from tests.curricula.run import smoke
+from tests.curricula.run import SIZE, exported
 
 pytestmark = pytest.mark.slow
-SIZE = ("--room", "160", "--documents", "3", "--weights", "int8", "--from-bytes", "60000")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """As `agp train` leaves it."""
-    root = tmp_path_factory.mktemp("runs") / "smoke"
-    shutil.copytree(smoke(), root)
-    (root / "recipe.json").write_text('{"recipe": "smoke"}')
-    return root
+def run():
+    return exported()[0]
 
 
 @pytest.fixture(scope="module")
-def made(run, tmp_path_factory):
-    out = tmp_path_factory.mktemp("exports") / "heads"
-    assert cli.main(["export", str(run), "--out", str(out), *SIZE]) == 0
-    return out
+def made():
+    return exported()[1]
 
 
 @pytest.fixture
