@@ -2,6 +2,10 @@
 
 MLX and the package are asked beside each other, and text goes on by what MLX says. The smoke run certifies nothing, so
 thresholds are put where about half leave.
+
+Seen to fail when broken: keys handed over that a position may not see, or another row's; positions before in the wrong
+order; hope or mixing of the tap before, what is said of plain states; a draft that full depth does not judge; digests
+of files or stages not looked at; a reply longer than there is room for.
 """
 
 import json
