@@ -37,14 +37,14 @@ def faults(args: Namespace) -> list[str]:
     return wrong
 
 
-def opened(args: Namespace, **how: Any) -> Opened:
-    """`how` is what opens a run beside its heads."""
+def opened(args: Namespace, **more: Any) -> Opened:
+    """`more` is what opens a run beside its heads."""
     if args.heads == "mlx":
-        return routes.opened(args.run, **how)
+        return routes.opened(args.run, **more)
     routes.whole(args.run)
     where = args.run / "export" if args.export is None else args.export
     manifest = belonging(where, args.run)  # before a model is read, which may take minutes
-    given = routes.opened(args.run, **how)
+    given = routes.opened(args.run, **more)
     from export.asking import Package  # coremltools takes a second
 
     say, how = saying(where)
