@@ -26,6 +26,11 @@ class Said(NamedTuple):
 
 
 class Beyond(Protocol):
+    @property
+    def same(self) -> bool:
+        """Whether it says what this host would."""
+        ...
+
     def __call__(self, stream: Stream, tokens: mx.array, rows: Sequence[int], *, logits: bool) -> Said | None:
         """Of the newest positions, B N, of these rows; None where this host has to run the blocks itself.
 

@@ -67,7 +67,10 @@ class Router(Protocol):
 
 
 class Early:
-    """By a router; all blocks run for those that nobody lets go, and for those that an audit asks for."""
+    """By a router; all blocks run for those that nobody lets go, and for those that an audit asks for.
+
+    They may be those of a larger regime, beyond: such a token is that one's, and an audit compares with it.
+    """
 
     def __init__(
         self,

@@ -149,6 +149,10 @@ class Lossless:
         none where they would only cost time."""
         self.replies, self.drafter, self.sampler, self.proposer = replies, drafter, sampler, proposer
         self.most, self.least, self.pace, self.watched, self.beyond = most, least, pace, Watch(watch), beyond
+        if beyond is not None and not beyond.same:
+            raise ValueError(
+                "lossless says what this host would, and the peer answers by another regime; give it one of the same"
+            )
         assert watch is None or watch > drafter.tap, "only what all positions pass together is watched"
         self.full = Full(replies, sampler, watch=watch, tap=drafter.tap)
 

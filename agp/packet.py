@@ -46,6 +46,7 @@ FRAMES, LONGEST = 64, 1 << 26  # of one request, frames and bytes
 RAW = "raw"  # the codec whose payloads are the model's own numbers
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 DIGEST, NAME, SIZE = '"[0-9a-f]{64}"', '"[A-Za-z0-9_.-]{1,64}"', "[1-9][0-9]{0,8}"
+REGIME = '"[A-Za-z0-9_.-]{1,64}( [0-9a-f]{64})?"'
 LENDER = rf"\[{NAME},{SIZE},{SIZE}\]"
 
 
@@ -70,7 +71,9 @@ class Lender(NamedTuple):
 class Terms:
     """What both hosts must agree on before a number means the same to them; each with its form in an opening."""
 
-    model: str = field(metadata={"form": DIGEST})
+    model: str = field(metadata={"form": DIGEST})  # the whole of it
+    regime_below: str = field(metadata={"form": REGIME})  # of who asks
+    regime_above: str = field(metadata={"form": REGIME})  # of who answers: the same, or larger
     adapter: str | None = field(metadata={"form": f"null|{DIGEST}"})
     codec: str = field(metadata={"form": NAME})
     codec_digest: str | None = field(metadata={"form": f"null|{DIGEST}"})  # of a learned one
@@ -194,14 +197,14 @@ def read_opening(body: bytes) -> tuple[Terms, int]:
 
 def differences(mine: Terms, theirs: Terms) -> list[str]:
     """Why these two hosts cannot work together."""
-
-    def brief(value: object) -> str:
-        if isinstance(value, str) and re.fullmatch(DIGEST, f'"{value}"'):
-            value = value[:12]
-        return "none" if value is None else shown(value)
-
     pairs = [(f.name.replace("_", " "), getattr(mine, f.name), getattr(theirs, f.name)) for f in fields(Terms)]
     return [f"{name} is {brief(here)} here and {brief(there)} there" for name, here, there in pairs if here != there]
+
+
+def brief(value: object) -> str:
+    if isinstance(value, str):
+        value = re.sub("[0-9a-f]{64}", lambda digest: digest[0][:12], value)
+    return "none" if value is None else shown(value)
 
 
 def written(packet: Prefix | States | Answer, terms: Terms) -> bytes:

@@ -25,7 +25,7 @@ from agp.cache import KV
 from agp.models.decoder import Stream
 from agp.models.layout import Layout
 from agp.models.tensors import shown
-from agp.packet import HEADER, MOST, Answer, Kind, Prefix, Refused, States, Terms, Wire, answer, opening, written
+from agp.packet import HEADER, MOST, RAW, Answer, Kind, Prefix, Refused, States, Terms, Wire, answer, opening, written
 
 PIECE = 1 << 20  # bytes of a request, about: what has arrived need not be sent again when time is over
 LONGEST_ERROR = 4096  # bytes of an answer that says what was wrong
@@ -341,6 +341,11 @@ class Rows:
 
     def __init__(self, remote: Remote, rows: int):
         self.remote, self.sessions = remote, [Session() for _ in range(rows)]
+
+    @property
+    def same(self) -> bool:
+        of = self.remote.terms
+        return of.codec == RAW and of.regime_above == of.regime_below
 
     def __call__(self, stream: Stream, tokens: mx.array, rows: Sequence[int], *, logits: bool) -> Said | None:
         assert stream.pad is None and stream.documents is None, "rows that stand apart say where"

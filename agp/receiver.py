@@ -28,6 +28,7 @@ from agp.packet import (
     States,
     Terms,
     Wire,
+    brief,
     differences,
     frames,
     raw,
@@ -36,6 +37,7 @@ from agp.packet import (
     session_of,
     written,
 )
+from agp.uplift import above, label, unfit, whole_of
 
 SESSIONS, ROOM = 64, 1 << 30  # at most; bytes of keys and values in all of them
 SLACK = MOST[Kind.STATES]  # positions that one question may have
@@ -68,21 +70,26 @@ def terms(
     model: Decoder,
     wire: Wire,
     *,
+    upper: Decoder | None = None,
     weights: str,
     adapter: str | None,
     sent: int,
     codec: str = RAW,
     codec_digest: str | None = None,
 ) -> Terms:
-    """Of states after block `sent`. Digests are of the weights alone: what else the config says is added here."""
-    config = model.config
-    if not config.num_producers - 1 <= sent < config.num_layers - 1:
-        low, high = config.num_producers - 1, config.num_layers - 2
-        raise ValueError(f"states cannot be sent after block {sent}; after blocks {low}..{high} they can")
-    stream = model.blocks(model.embed(mx.zeros((1, 1), mx.int32)), stop=config.num_producers)  # shapes are measured
-    lenders = {kind: stream.shared[kind].keys for kind in windows(config)}
+    """Of states after block `sent` of the whole model, that `upper`, or else the model itself, goes on with.
+
+    Digests are of the weights alone: what else the config says is added here.
+    """
+    config, upper = whole_of(model).config, upper or model
+    if wrong := unfit(model, upper, sent):
+        raise ValueError("; ".join(wrong))
+    stream = model.blocks(model.embed(mx.zeros((1, 1), mx.int32)), stop=model.config.num_producers)
+    lenders = {kind: stream.shared[kind].keys for kind in windows(upper.config)}  # shapes are measured
     return Terms(
         model=hashlib.sha256(f"{weights} {config}".encode()).hexdigest(),
+        regime_below=label(model),
+        regime_above=label(upper),
         adapter=adapter,
         codec=codec,
         codec_digest=codec_digest,
@@ -150,7 +157,7 @@ class Receiver:
     def __init__(self, model: Decoder, offers: Sequence[Offer], *, sessions: int = SESSIONS, room: int = ROOM):
         assert offers, "a host that offers nothing"
         self.model, self.most, self.room = model, sessions, room
-        self.offers = {(offer.terms.codec, offer.terms.sent): offer for offer in offers}
+        self.offers = {(of.codec, of.sent, of.regime_below): Offer(of, wire) for of, wire in offers}
         self.shape = model.embed(mx.zeros((1, 1), mx.int32)).hidden.shape[2:]
         self.sizes = windows(model.config)
         self.sessions: OrderedDict[int, Session] = OrderedDict()  # who was asked last stands last
@@ -161,10 +168,11 @@ class Receiver:
 
     def open(self, body: bytes) -> None:
         theirs, number = read_opening(body)
-        offer = self.offers.get((theirs.codec, theirs.sent))
+        offer = self.offers.get((theirs.codec, theirs.sent, theirs.regime_below))
         if offer is None:
-            known = ", ".join(f"{codec} after block {sent}" for codec, sent in self.offers)
-            raise Unlike(f"{theirs.codec} after block {theirs.sent} is not among what is read here: {known}")
+            known = ", ".join(f"{codec} after block {sent} of {brief(below)}" for codec, sent, below in self.offers)
+            asked = f"{theirs.codec} after block {theirs.sent} of {brief(theirs.regime_below)}"
+            raise Unlike(f"{asked} is not among what is read here: {known}")
         if wrong := differences(offer.terms, theirs):
             raise Unlike("; ".join(wrong))
         if number in self.sessions:
@@ -201,7 +209,7 @@ class Receiver:
         shared = session.shared(states.position, count)
         hidden = restored(states, of, session.wire.unpack).reshape(1, count, *self.shape)
         stream = Stream(hidden, self.inputs(states.tokens), states.position + count, None, shared)
-        logits = self.model.unembed(self.model.blocks(stream, start=of.sent + 1))[0]
+        logits = self.model.unembed(self.model.blocks(stream, start=above(self.model, of.sent)))[0]
         tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
         said = Answer(states.session, states.position, states.checksum, tokens, logits if states.logits else None)
         return written(said, of)

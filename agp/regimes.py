@@ -15,7 +15,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from agp.models import gemma3n
+from agp.models.decoder import Decoder
 from agp.models.gemma3n import Config
+from agp.models.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +136,9 @@ def linear_inputs(linear: nn.Module) -> int:
 class Nested(gemma3n.Model):
     """Made by `nested`. Its blocks are numbered anew; `kept` says which they are in the whole model."""
 
-    def __init__(self, whole: gemma3n.Model, regime: Regime):
+    def __init__(self, whole: gemma3n.Model, regime: Regime, name: str):
         nn.Module.__init__(self)  # the whole model's parts are used; none are made
+        self.name = name
         self.config = regime.config(whole.config)
         self.identity, self.kept = whole.identity, tuple(regime.kept(whole.config))
         object.__setattr__(self, "whole", whole)  # not a part of this module: its parameters are here already
@@ -148,12 +151,12 @@ class Nested(gemma3n.Model):
         return inputs if inputs.shape[2] == len(self.kept) else inputs[:, :, mx.array(self.kept)]
 
 
-def nested(model: gemma3n.Model, regime: Regime) -> Nested:
+def nested(model: Decoder, regime: Regime, name: str = "nested") -> Nested:
     if not isinstance(model, gemma3n.Model):
         raise ValueError(f"regimes live in Gemma 3n models; this is a {type(model).__module__.split('.')[-1]}")
     if isinstance(model, Nested):
         raise ValueError("this is a nested model already; nest in the whole one, which is its `whole`")
-    return Nested(model, regime)
+    return Nested(model, regime, name)
 
 
 def narrowed(block: gemma3n.Block, layer: int, config: Config) -> gemma3n.Block:
@@ -217,7 +220,7 @@ def switches(config: Config) -> dict[str, Regime]:
     }
 
 
-def named(config: Config, folder: str | Path | None = None) -> dict[str, Regime]:
+def named(config: Layout, folder: str | Path | None = None) -> dict[str, Regime]:
     """Every regime known by name for this model: switches, the published ladder where it fits, regimes.json."""
     if not isinstance(config, Config):
         raise ValueError("regimes live in Gemma 3n models; this is another family's config")

@@ -10,10 +10,14 @@ agp generate --run runs/tiny --mode lossless --peer http://127.0.0.1:9430 --prom
 agp generate --run runs/gemma4_e2b --mode lossless --drafter drafts/e2b --prompt "def mean(values):"
 agp generate --model google/gemma-4-E2B-it --mode lossless --drafter drafts/e2b --prompt "def mean(values):"
 agp generate --run runs/tiny --mode lossless --heads coreml --prompt "def mean(values):"
+agp generate --run runs/tiny3n --regime small --mode early --peer http://127.0.0.1:9430 --chat --prompt "..." --trace -
 
 With a run its heads decide: `early` leaves where its promised risk allows, audits some of it and goes on lossless where
 the promise is found broken; `lossless` drafts early and says what full depth says. It may ask Google's drafter for a
 Gemma 4 too, with the heads of a run or without a run.
+
+A Gemma 3n may run as a smaller --regime of itself. Then its promise was calibrated for another model and only the audit
+watches over it; a peer goes on by the blocks of the whole model, and such a token is that one's, not this host's.
 
 Ctrl-C ends it; what was written stays. Without --temperature the likeliest token is taken, and a seed changes nothing.
 """
@@ -43,7 +47,7 @@ from agp.text import Tokenizer
 from scripts import packaged
 from scripts.asked import some_path
 from scripts.offers import Peers
-from scripts.routes import MODES, MOST, RATE, Opened, Trace, assistant_of, limited, untapped, way
+from scripts.routes import MODES, MOST, RATE, Opened, Trace, assistant_of, limited, untapped, viewed, way
 from scripts.tokens import token_of
 
 One = TypeVar("One")
@@ -56,9 +60,11 @@ def add_arguments(parser) -> None:
     what.add_argument("--model", metavar="PATH", help="a checkpoint folder or a Hub id")
     what.add_argument("--run", type=some_path, metavar="RUN", help="what `agp train` made: its teacher and its heads")
     parser.add_argument("--mode", choices=MODES, default="full", help="how deep tokens go (default: full)")
+    parser.add_argument("--regime", metavar="NAME", help="of a run of a Gemma 3n: a smaller model in it")
     parser.add_argument("--risk", type=float, metavar="R", help="of early: tokens that may differ (default: 0.01)")
     packaged.add_arguments(parser)
     parser.add_argument("--peer", metavar="URL", help="of `agp peer`: who runs the blocks above a tap, if it answers")
+    parser.add_argument("--peer-regime", metavar="NAME", help="the peer's, as large or larger (default: the whole)")
     parser.add_argument("--token-file", type=some_path, metavar="FILE", help="what the peer asks for; or AGP_TOKEN")
     parser.add_argument("--drafter", metavar="DIR", help="of lossless: Google's drafter for the model, or a Hub id")
     parser.add_argument("--trace", metavar="FILE", help="a line of JSON for each token: route, block, ms; - is stderr")
@@ -85,7 +91,7 @@ def run(args) -> None:
         located(args.peer)
     adapter = None if args.adapter is None else adapter_files.load(args.adapter)
     prompt = read_prompt(args.prompt)
-    given = None if args.run is None else packaged.opened(args, drafter=args.drafter)
+    given = None if args.run is None else packaged.opened(args, drafter=args.drafter, regime=args.regime)
     if given is None:
         loaded = agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)
     else:
@@ -109,7 +115,8 @@ def run(args) -> None:
             steps = generate(loaded.model, tokens, sampler=sampler, progress=clock.prefill, **how)
         else:
             peers = None if args.peer is None else beside(args, given)
-            trace = Trace(given.heads, file, {} if peers is None else peers.asked)
+            asked, upper = ({}, loaded.model) if peers is None else (peers.asked, peers.upper)
+            trace = Trace(given.heads, file, asked, upper)
             steps = trace.through(follow(routed(args, given, tokens, sampler, clock, peers), **how), tokenizer)
         try:
             for piece in until(tokenizer.stream(ids(clock.count(steps), stop)), args.stop):
@@ -122,7 +129,8 @@ def run(args) -> None:
 
 
 def beside(args, given: Opened) -> Peers:
-    return Peers(args.run, given, args.peer, token_of(args.token_file))
+    upper = viewed(given.loaded, args.peer_regime)
+    return Peers(args.run, given, args.peer, token_of(args.token_file), upper)
 
 
 def routed(args, given: Opened, tokens: Sequence[int], sampler: Sampler, clock: "Clock", peers: Peers | None) -> Way:
@@ -169,6 +177,12 @@ def faults(args) -> list[str]:
     wrong += packaged.faults(args)
     if args.mode == "full" and args.heads != "mlx":
         wrong.append(f"--heads {args.heads} is for --mode early or lossless; at full depth no head is asked")
+    if args.peer is None and args.peer_regime is not None:
+        wrong.append("--peer-regime is of a peer; give --peer")
+    if args.run is None and args.regime is not None:
+        wrong.append("--regime is of a run; give --run instead of --model")
+    if args.regime is not None and args.heads != "mlx":
+        wrong.append(f"--heads {args.heads} says what the run's own regime is told; leave out --regime")
     given = [name for name in ("adapter", "dtype", "quantize", "table") if getattr(args, name) is not None]
     if args.run is not None and given:
         wrong.append(f"a run has its own; leave out {', '.join(f'--{name}' for name in given)}")

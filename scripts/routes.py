@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,14 @@ from agp.generate import Sampler
 from agp.lookup import Ending, Lookup, common
 from agp.lossless import Lossless, Proposer, Untapped
 from agp.models.assistant import Assistant, load_assistant
+from agp.models.decoder import Decoder
 from agp.models.load import DTYPES, Loaded
 from agp.pace import Pace
 from agp.peer import Remote
+from agp.regimes import named, nested
 from agp.replies import Replies
 from agp.text import Tokenizer
+from agp.uplift import WHOLE, called, label, numbers, whole_of
 from curricula.features import Features
 from curricula.teacher import folded, teacher
 from heads import bundle
@@ -48,18 +52,42 @@ def whole(run: Path) -> None:
         )
 
 
-def opened(run: Path, drafter: str | None = None) -> Opened:
+def opened(run: Path, drafter: str | None = None, regime: str | None = None) -> Opened:
+    """With a `regime` the heads, which learned from the whole model, read that smaller one."""
     whole(run)
     loaded = teacher(run / "domain")
     folded(loaded.model)
     assistant = None if drafter is None else assistant_of(loaded, drafter)
-    return Opened(loaded, bundle.load(run, loaded.model), known(run / "harvest"), assistant)
+    model = viewed(loaded, regime)
+    heads, ends = bundle.load(run, loaded.model), known(run / "harvest")
+    return Opened(replace(loaded, model=model, config=model.config), lowered(heads, model), ends, assistant)
 
 
 def assistant_of(loaded: Loaded, path: str) -> Assistant:
     """Its weights as wide as those of the model that it drafts for."""
     kind = loaded.model.norm.weight.dtype
     return load_assistant(path, loaded.config, next(name for name, of in DTYPES.items() if of == kind))
+
+
+def viewed(loaded: Loaded, regime: str | None) -> Decoder:
+    """The whole model, or a smaller one in it that its checkpoint names."""
+    whole = whole_of(loaded.model)
+    if regime is None:
+        return whole
+    regimes = named(whole.config, loaded.path)
+    if regime not in regimes:
+        raise ValueError(f"{loaded.path} has no regime {regime}; it has {', '.join(regimes)}")
+    view = nested(whole, regimes[regime], regime)
+    return whole if label(view) == WHOLE else view
+
+
+def lowered(heads: Bundle, model: Decoder) -> Bundle:
+    """Heads count blocks as the whole model does: they stay as far as the smaller one does so too."""
+    same = sum(i == n for i, n in enumerate(numbers(model)))
+    taps = [tap for tap in heads.taps if tap < same]
+    if (last := max([heads.taps[at] for at in heads.exits] + [heads.taps[0], heads.named])) >= same:
+        raise ValueError(f"the heads of this run read up to block {last}, and that regime leaves out block {same}")
+    return heads._replace(decoder=model, taps=tuple(taps), budget=min(heads.budget, len(taps) - 1))
 
 
 def known(harvest: Path) -> dict[Ending, int]:
@@ -92,7 +120,10 @@ def way(
     above = named if named is not None and named > heads.taps[0] else None
     drafter, proposer = bundle.Drafter(heads), proposing(given.assistant, replies, given.known)
     how = {"proposer": proposer, "most": MOST, "least": LEAST, "pace": pace or Pace(), "watch": above}
-    lossless = Lossless(replies, drafter, sampler, beyond=beyond and beyond(drafter.tap), **how)
+    near = beyond and beyond(drafter.tap)
+    if mode != "lossless" and near and not near.same:
+        near = None  # what early falls back to says what this host would
+    lossless = Lossless(replies, drafter, sampler, beyond=near, **how)
     if mode == "lossless":
         return lossless
     assert audit is not None, "what early promises is watched"
@@ -125,23 +156,27 @@ def limited(heads: Bundle, risk: float) -> str:
 class Trace:
     """What was decided of each token, as lines of JSON, and in one line at the end."""
 
-    def __init__(self, heads: Bundle, file: Any, peers: Mapping[int, Remote]):
-        self.heads, self.file, self.peers = heads, file, peers
+    def __init__(self, heads: Bundle, file: Any, peers: Mapping[int, Remote], upper: Decoder):
+        """Where a peer made a token, it did so by the blocks of `upper`."""
+        self.heads, self.file, self.peers, self.upper = heads, file, peers, upper
         self.depths: dict[int, int] = {}
         self.fallen = False
 
     def through(self, tokens: Iterable[Token], tokenizer: Tokenizer) -> Iterator[Token]:
         for token in tokens:
-            self.depths[token.block] = self.depths.get(token.block, 0) + 1
+            block = needed(token, self.heads.decoder, self.upper)
+            self.depths[block] = self.depths.get(block, 0) + 1
             self.fallen |= token.fallen
             if self.file is not None:
-                line = {"text": tokenizer.decode([token.id], special=True)} | described(self.heads, token)
+                line = {"text": tokenizer.decode([token.id], special=True)} | described(self.heads, token, self.upper)
                 print(json.dumps(line), file=self.file, flush=True)
             yield token
 
     def __str__(self) -> str:
         count = sum(self.depths.values())
         parts = [f"{n / count:.0%} after block {block}" for block, n in sorted(self.depths.items())]
+        here, beyond = called(self.heads.decoder), called(self.upper)
+        parts += [] if here == beyond else [f"regime {here} here and {beyond} beyond"]
         parts += ["early has fallen back to lossless"] if self.fallen else []
         for tap, peer in self.peers.items():
             of = peer.counts
@@ -158,9 +193,16 @@ def route(token: Token, last: int) -> str:
     return "escalate" if token.away else "continue_local" if token.block == last else "revive_local"
 
 
-def described(heads: Bundle, token: Token) -> dict[str, Any]:
-    """`mixing` says how much each tap up to its own counted; `peer` what was spent on the call that made it."""
+def needed(token: Token, lower: Decoder, upper: Decoder) -> int:
+    """The last block, by its number in the whole model."""
+    return numbers(upper)[-1] if token.away else numbers(lower)[token.block]
+
+
+def described(heads: Bundle, token: Token, upper: Decoder | None = None) -> dict[str, Any]:
+    """`regime` says whose token it is, that of `upper` where the peer made it; `mixing` how much each tap up to its own
+    counted; `peer` what was spent on the call that made it."""
     last, seen, away = heads.decoder.config.num_layers - 1, token.seen, token.away
+    upper = upper or heads.decoder
     vitality: Any = None if seen is None else mx.sigmoid(seen.told.told.vitality[seen.at]).item()
     mixing = None if seen is None or seen.told.weights is None else seen.told.weights[seen.at].tolist()
     concepts = (
@@ -169,7 +211,8 @@ def described(heads: Bundle, token: Token) -> dict[str, Any]:
     return {
         "token": token.id,
         "route": route(token, last),
-        "block": token.block,
+        "block": needed(token, heads.decoder, upper),
+        "regime": called(upper if away else heads.decoder),
         "vitality": None if vitality is None else round(vitality, 4),
         "mixing": None if mixing is None else [round(weight, 4) for weight in mixing],
         "concepts": concepts,

@@ -174,6 +174,10 @@ class Timed:
     def __init__(self, beyond, before: Callable[[int], None] = lambda call: None):
         self.beyond, self.before, self.seconds, self.answered = beyond, before, [], []
 
+    @property
+    def same(self) -> bool:
+        return self.beyond.same
+
     def __call__(self, *given, **how):
         self.before(len(self.seconds))
         started = time.perf_counter()

@@ -39,7 +39,8 @@ def terms(family="gemma4", dtype="bfloat16", **changes):
     lenders = (Lender("sliding_attention", 2, 8), Lender("full_attention", 2, 16 if family == "gemma4" else 8))
     given = {"codec": packet.RAW, "codec_digest": None, "payload": packet.raw(width, dtype).bytes}
     given |= {"model": "a" * 64, "adapter": None, "sent": 3, "width": width, "dtype": dtype, "lenders": lenders}
-    return Terms(**given | {"vocabulary": 96, "context": 128} | changes)
+    given |= {"regime_below": "whole", "regime_above": "whole", "vocabulary": 96, "context": 128}
+    return Terms(**given | changes)
 
 
 def learned(**changes):
@@ -181,7 +182,7 @@ def test_a_learned_codec_is_two_functions_and_may_not_make_what_is_no_number():
 
 CHANGES = {"model": "b" * 64, "adapter": "b" * 64, "codec": "learned_8x", "codec_digest": "d" * 64, "sent": 4}
 CHANGES |= {"width": 48, "payload": 96, "dtype": "float16", "vocabulary": 97, "context": 256}
-CHANGES |= {"lenders": (Lender("full_attention", 1, 16),)}
+CHANGES |= {"lenders": (Lender("full_attention", 1, 16),), "regime_below": "e2.69b " + "e" * 64, "regime_above": "b"}
 
 
 def test_every_difference_is_told_in_a_line():
@@ -189,7 +190,10 @@ def test_every_difference_is_told_in_a_line():
     said = {name: packet.differences(mine, replace(mine, **{name: value})) for name, value in CHANGES.items()}
     assert all(len(lines) == 1 and lines[0].startswith(f"{n.replace('_', ' ')} is ") for n, lines in said.items())
     assert said["adapter"] == ["adapter is none here and 'bbbbbbbbbbbb' there"]
-    assert said["sent"] == ["sent is 3 here and 4 there"]
+    assert said["sent"] + said["regime_below"] == [
+        "sent is 3 here and 4 there",
+        "regime below is 'whole' here and 'e2.69b eeeeeeeeeeee' there",
+    ]
     other = replace(mine, **CHANGES)
     assert len(packet.differences(mine, other)) == len(Terms.__dataclass_fields__)
     assert read_opening(packet.opening(other, 1)) == (other, 1)

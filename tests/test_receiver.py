@@ -200,8 +200,8 @@ def test_hosts_that_differ_do_not_work_together():
     for change, said in (
         ({"weights": "c" * 64}, "model is "),
         ({"adapter": None}, "adapter is 'bbbbbbbbbbbb' here and none there"),
-        ({"sent": 3}, "raw after block 3 is not among what is read here: raw after block 1"),
-        ({"codec": "int8"}, "int8 after block 1 is not among"),
+        ({"sent": 3}, "raw after block 3 of 'whole' is not among what is read here: raw after block 1 of 'whole'"),
+        ({"codec": "int8"}, "int8 after block 1 of 'whole' is not among"),
     ):
         with pytest.raises(Unlike, match=said):
             given.open(opening(offer(model, **change).terms, 1))
@@ -209,7 +209,7 @@ def test_hosts_that_differ_do_not_work_together():
     other = replace(model.config, rms_norm_eps=1e-5)
     model_of = lambda config: terms(toy_with(config), plain(model), weights="a" * 64, adapter=None, sent=1).model
     assert model_of(model.config) != model_of(other), "the same weights under another config are another model"
-    with pytest.raises(ValueError, match="cannot be sent after block 5; after blocks 1..4 they can"):
+    with pytest.raises(ValueError, match="cannot be sent after block 5; after 1, 2, 3, 4 they can"):
         offer(model, sent=5)
 
 

@@ -9,13 +9,14 @@ agp bench curriculum  what a finished run is worth, over several seeds of its he
 agp bench export      exports of whole runs, known traps, and heads of real size
 agp bench mission     what a token costs where early decoding keeps its promise
 agp bench promises    lossless beside full depth, and early beside its risk
+agp bench uplift      what a peer with a larger regime brings to a smaller one
 agp bench ane         an export on each compute unit of this Mac, and where its operations run
 agp bench decode --help says more
 """
 
 import argparse
 
-from scripts.bench import ane, curriculum, decode, e2b, export, heads, memory, mission, promises, train
+from scripts.bench import ane, curriculum, decode, e2b, export, heads, memory, mission, promises, train, uplift
 
 KINDS = {
     "decode": decode,
@@ -27,6 +28,7 @@ KINDS = {
     "export": export,
     "mission": mission,
     "promises": promises,
+    "uplift": uplift,
     "ane": ane,
 }
 

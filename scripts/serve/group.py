@@ -65,6 +65,10 @@ class Sparing:
     def __init__(self, beyond: Beyond, draws: Draws):
         self.beyond, self.draws = beyond, draws
 
+    @property
+    def same(self) -> bool:
+        return self.beyond.same
+
     def __call__(self, stream: Stream, tokens: mx.array, rows: Sequence[int], *, logits: bool) -> Said | None:
         return self.beyond(stream, tokens, rows, logits=logits and self.draws.needed)
 

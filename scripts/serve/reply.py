@@ -10,6 +10,7 @@ import numpy as np
 from agp.follow import Token
 from agp.generate import make_sampler
 from agp.text import UNFINISHED, Tokenizer
+from agp.uplift import WHOLE
 from heads.bundle import Bundle
 from scripts.generate import stop_ids
 from scripts.routes import described, milliseconds
@@ -110,8 +111,9 @@ def told(heads: Bundle | None, token: Token) -> dict[str, Any]:
     """What `described` says, and of a model alone as much of it as there is."""
     if heads is not None:
         return described(heads, token)
-    alone = {"token": token.id, "route": "continue_local", "block": token.block, "vitality": None, "mixing": None}
-    return alone | {"concepts": None, "ms": milliseconds(token.seconds), "peer": None, "fallen": False}
+    alone = {"token": token.id, "route": "continue_local", "block": token.block, "regime": WHOLE}
+    alone |= {"ms": milliseconds(token.seconds), "fallen": False}
+    return alone | dict.fromkeys(("vitality", "mixing", "concepts", "peer"))
 
 
 def chances(tokenizer: Tokenizer, token: Token, count: int) -> Chance:

@@ -388,7 +388,7 @@ def test_the_verb_takes_states_of_its_run_until_it_is_stopped(sign, tmp_path):
             line = run.stderr.readline()
         address = line.split()[2]
         given = opened(smoke())
-        offers = {(offer.terms.codec, offer.terms.sent): offer for offer in offered(smoke(), given)}
+        offers = {(offer.terms.codec, offer.terms.sent): offer for offer in offered(smoke(), given, given.loaded.model)}
         assert f"raw after block {given.heads.taps[0]}" in line and len(offers) >= len(given.heads.taps) + 1
         of, wire = offers[RAW, given.heads.taps[0]]
         model = given.loaded.model
