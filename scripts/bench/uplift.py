@@ -123,16 +123,16 @@ def brief(of: dict[str, Any], form: str) -> str:
 
 
 def write(found: dict[str, dict[str, Any]], folder: Path, documents: int, seed: int, inputs: dict[str, str]) -> Path:
-    def figure(what: str, goal: dict[str, str], ways: Callable[[str], bool]) -> dict[str, Any]:
+    def figure(what: str, ways: Callable[[str], bool]) -> dict[str, Any]:
         rows = {f"{n}, {w}": row[what] for n, of in found.items() for w, row in of["ways"].items() if ways(w)}
         edges = ("value", "interval")
-        return {edge: {name: row[edge] for name, row in rows.items()} for edge in edges} | goal | {"command": COMMAND}
+        return {edge: {name: row[edge] for name, row in rows.items()} for edge in edges} | {"command": COMMAND}
 
     return write_results(
         "uplift",
         {
-            "uplift.agreement": figure("agreement", {}, lambda way: True),
-            "uplift.gain": figure("gain", {"goal": "> 0"}, lambda way: way != ALONE),
+            "uplift.agreement": figure("agreement", lambda way: True),
+            "uplift.gain": figure("gain", lambda way: way != ALONE),
         },
         folder=folder,
         what="places where the likeliest token is that of the whole model, which agrees with itself at all of them: by "
