@@ -153,7 +153,7 @@ def test_widths_that_are_no_multiple_of_the_group_stay_float_and_are_named(tmp_p
     loaded = agp.load(tmp_path, quantize={"bits": 8, "group_size": 64})
     (note,) = loaded.notes
     assert "no multiple of 64: " in note and "layers.0.mlp.down_proj" in note and "up_proj" not in note
-    assert type(loaded.model.layers[0].mlp.down_proj) is nn.Linear
+    assert isinstance(loaded.model.layers[0].mlp.down_proj, nn.Linear)
 
 
 def test_bits_per_weight_are_counted(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 import agp
 from agp.models import table as tables
+from agp.products import Embedding
 from tests.models.checkpoints import parameters, save, shard, write
 from tests.toys import text
 
@@ -104,12 +105,12 @@ def test_a_row_without_numbers_is_refused_when_it_is_read(kind, tmp_path):
 def test_left_to_itself_the_table_goes_to_disk_where_memory_is_short(tmp_path, monkeypatch):
     model = write(tmp_path)
     size = sum(a.nbytes for a in parameters(model).values())
-    for free, where in ((size * 1.9, tables.DiskTable), (size * 2.1, nn.Embedding)):
+    for free, where in ((size * 1.9, tables.DiskTable), (size * 2.1, Embedding)):
         monkeypatch.setattr(tables, "available", lambda free=free: free)
         loaded = agp.load(tmp_path)
         assert type(loaded.model.embed_tokens_per_layer) is where
         assert any("stays on disk" in note for note in loaded.notes) == (where is tables.DiskTable)
-        assert type(agp.load(tmp_path, table="memory").model.embed_tokens_per_layer) is nn.Embedding
+        assert type(agp.load(tmp_path, table="memory").model.embed_tokens_per_layer) is Embedding
 
 
 def test_there_is_memory():
