@@ -172,11 +172,8 @@ def converted(program: Program) -> Any:
     )
 
 
-def content(package: Path) -> str:
-    """A digest of all that the package computes: equal for equal exports, of whatever day or process.
-
-    In place of where a weight lies stands its own digest: in which order they were written says nothing.
-    """
+def read(package: Path) -> Any:
+    """What it says, of its file alone: Apple's own reader writes to the folder that it reads."""
     spec: Any = Model_pb2.Model()  # type: ignore[attr-defined]
     try:
         spec.ParseFromString((package / MODEL).read_bytes())
@@ -184,6 +181,15 @@ def content(package: Path) -> str:
             raise DecodeError("it says nothing")
     except DecodeError as e:
         raise ValueError(f"{package / MODEL} cannot be read: it was cut short, or changed") from e
+    return spec
+
+
+def content(package: Path) -> str:
+    """A digest of all that the package computes: equal for equal exports, of whatever day or process.
+
+    In place of where a weight lies stands its own digest: in which order they were written says nothing.
+    """
+    spec = read(package)
     spec.description.ClearField("metadata")
     there = (package / blob.WEIGHTS).is_file()
     weights = {of.begin: of.sha256 for of in blob.blobs(package)} if there else {}

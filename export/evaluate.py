@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import coremltools as ct
 import numpy as np
 from coremltools.converters.mil.frontend.milproto.load import load as program_of
 from coremltools.converters.mil.mil import types
 
-from export import coreml
+from export import blob, coreml
 
 Given = Mapping[str, Any]  # what an operation is given, by name; None where it is left out
 
@@ -24,9 +23,8 @@ def load(package: Path) -> Any:
     if absent := [part for part in ("Manifest.json", coreml.MODEL) if not (package / part).is_file()]:
         raise ValueError(f"{package} has no {absent[0]}; copy it again, or export the run again")
     coreml.content(package)  # it is read whole: what cannot be is named
-    model: Any = ct.models.MLModel(str(package), skip_model_load=True)
-    spec = model.get_spec()
-    return program_of(spec, spec.specificationVersion, file_weights_dir=model.weights_dir)
+    spec = coreml.read(package)
+    return program_of(spec, spec.specificationVersion, file_weights_dir=str((package / blob.WEIGHTS).parent))
 
 
 def run(

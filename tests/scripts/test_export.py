@@ -46,7 +46,9 @@ def test_an_export_is_whole_and_proves_itself_again(made, run, capsys):
     assert told["smaller"]["int8"]["bytes"] < sum(of.bytes for of in blob.blobs(made / folder.PACKAGE))
     assert 15 < min(told["smaller"]["int8"]["psnr"].values()) < 60
     assert [of["name"] for of in told["decisions"]["concepts"]] and told["recipe"] == "smoke"
+    before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     assert cli.main(["verify", str(made), "--run", str(run)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before, "who reads writes nothing"
     said = capsys.readouterr().out
     checks = "files package asset sample weights manifest gates inference zeros ranges lint largest int8"
     checks += " stages passed thresholds described states"
