@@ -22,7 +22,7 @@ from agp.models.folder import build, find
 from agp.models.layout import Layout
 from agp.models.packed import packings, stated
 from agp.models.tensors import Tensor, clean, some
-from agp.models.weights import compare, ours, survey
+from agp.models.weights import compare, ours, surveyed
 from agp.text import Tokenizer, open_tokenizer
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -111,11 +111,8 @@ def examine(folder: Path, spare_kv: bool) -> Checkpoint:
         found.tokenizer = open_tokenizer(folder, found.given)
     except ValueError as e:
         wrong.append(str(e))
-    try:
-        tensors, faults = survey(folder)
-        wrong += faults
-    except ValueError as e:
-        wrong.append(str(e))
+    tensors, faults = surveyed(folder)
+    wrong += faults
     if found.model is not None and (tensors or not wrong):  # if none was found, that has been said
         found.tensors, faults = ours(tensors, found.model.config)
         found.stored, contradictions = packings(found.model, found.tensors, said)

@@ -28,6 +28,14 @@ BUFFERS = re.compile(r"(.*\.)?(rotary_emb\..*|(\w+_)?inv_freq|(input|output)_(mi
 BORROWERS_OWN = re.compile(r"layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\..*")
 
 
+def surveyed(folder: Path) -> tuple[list[Tensor], list[str]]:
+    """Likewise of a folder of which nothing is known: that there are no shards is one fault more."""
+    try:
+        return survey(folder)
+    except ValueError as e:
+        return [], [str(e)]
+
+
 def survey(folder: Path) -> tuple[list[Tensor], list[str]]:
     """Every tensor in the folder's shards, towers included, and everything wrong with the files."""
     files, listed, wrong = shards(folder)

@@ -15,7 +15,7 @@ from scripts.routes import opened
 from scripts.serve.engine import Opened
 from tests.curricula.run import smoke
 from tests.parity.test_assistant import HEADS, OWN, draw
-from tests.scripts.test_engine import Heard, alone, some_requests, stepped, turns
+from tests.scripts.test_engine import alone, in_turn, some_requests, stepped
 
 PROMPT = ["--chat", "--prompt", "Reverse: a b c", "--max-tokens", "24"]
 DRAWN = ["--temperature", "3", "--top-p", "0.95", "--seed", "4"]
@@ -62,13 +62,8 @@ def test_lossless_with_a_drafter_is_the_text_of_full_depth(of, say, drafter, ste
 
 def test_served_replies_say_with_a_drafter_what_each_says_alone(drafter, steps):
     given = Opened(*opened(smoke(), drafter))
-    engine, asked, heard = stepped(given, batch=4), some_requests(given, ("lossless", "full")), []
-    for n, of in enumerate(asked):
-        heard.append(Heard())
-        engine.submit(of, heard[-1])
-        turns(engine, n % 2)
-    turns(engine)
-    assert [of.text for of in heard] == [alone(of, given, given.loaded.tokenizer.eos_ids) for of in asked]
+    engine, asked = stepped(given, batch=4), some_requests(given, ("lossless", "full"))
+    assert in_turn(engine, asked) == [alone(of, given, given.loaded.tokenizer.eos_ids) for of in asked]
     assert max(steps) > 1, "some are drafted side by side"
 
 

@@ -121,16 +121,21 @@ def test_a_reply_says_in_company_what_it_says_alone(batch):
     assert len({of.text for of in heard}) > len(TASKS) and {of.finish for of in heard} == {"stop", "length"}
 
 
-def test_lossless_and_full_depth_in_turns_say_what_each_says_alone():
-    given = trained()
-    engine, asked = stepped(given, batch=6), some_requests(given, ("lossless", "full"))
+def in_turn(engine, asked):
+    """What each is answered; every other one comes in together with the next."""
     heard = []
     for n, of in enumerate(asked):
         heard.append(Heard())
         engine.submit(of, heard[-1])
         turns(engine, n % 2)
     turns(engine)
-    assert [of.text for of in heard] == [alone(of, given, given.loaded.tokenizer.eos_ids) for of in asked]
+    return [of.text for of in heard]
+
+
+def test_lossless_and_full_depth_in_turns_say_what_each_says_alone():
+    given = trained()
+    engine, asked = stepped(given, batch=6), some_requests(given, ("lossless", "full"))
+    assert in_turn(engine, asked) == [alone(of, given, given.loaded.tokenizer.eos_ids) for of in asked]
 
 
 def test_one_sampler_draws_for_each_row_as_its_own_would():
