@@ -24,7 +24,7 @@ from scripts.generate import tokenizer_of
 from scripts.offers import Peers
 from scripts.serve.asked import Asked, Served
 from scripts.serve.draws import Draws
-from scripts.serve.group import FAILURES, Group, Ways, failed
+from scripts.serve.group import Group, Ways, failed
 from scripts.serve.limits import Limits
 from scripts.serve.metrics import Metrics
 from scripts.serve.refusal import Refused
@@ -101,17 +101,15 @@ class Engine:
 
     def work(self) -> None:
         try:
-            self.ready.set_result(self.opened())
+            served = self.opened()
+        except BaseException as e:  # noqa: BLE001 - `start` raises it
+            self.ready.set_exception(e)
+        else:
+            self.ready.set_result(served)
             while self.some():
                 self.admit()
                 self.turn()
-        except FAILURES as e:
-            if self.ready.done():
-                raise
-            self.ready.set_exception(e)
         finally:
-            if not self.ready.done():
-                self.ready.set_exception(RuntimeError("the thread that opens the model has ended"))
             with self.changed:
                 self.alive = False
             self.end()
@@ -152,7 +150,8 @@ class Engine:
             return
         group = self.groups.get(reply.way)
         if group is None:
-            group = self.groups[reply.way] = Group(lambda replies: self.ways.begin(*reply.way, replies), self.metrics)
+            begin = lambda replies: self.ways.begin(*reply.way, replies)
+            group = self.groups[reply.way] = Group(begin, self.metrics, self.note)
         self.draws.add(reply.number, reply.sampler, reply.asked.shown is not None)
         self.guarded(reply.way, lambda: group.join(replies, reply))
 
@@ -161,7 +160,7 @@ class Engine:
             return begun(self.model, reply, self.between(reply))
         except Gone:
             return None
-        except FAILURES as e:
+        except Exception as e:  # noqa: BLE001 - it is said, and the others go on
             reply.refuse(failed(e))
             return None
 
@@ -209,7 +208,7 @@ class Engine:
         """What fails for a whole group ends that group; the others go on."""
         try:
             act()
-        except FAILURES as e:
+        except Exception as e:  # noqa: BLE001 - it is said, and the others go on
             group = self.groups[way]
             for reply in group.rows:
                 reply.refuse(failed(e))

@@ -18,20 +18,7 @@ from scripts.routes import RATE, Opened, way
 from scripts.serve.draws import Draws, numbered
 from scripts.serve.metrics import Metrics
 from scripts.serve.refusal import Refused
-from scripts.serve.reply import Reply
-
-# What a model, a tokenizer or a template can do wrong with one request; the others go on.
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+from scripts.serve.reply import Piece, Reply
 
 
 class Ways:
@@ -80,8 +67,8 @@ class Sparing:
 
 
 class Group:
-    def __init__(self, begin: Callable[[Replies], Any], metrics: Metrics):
-        self.begin, self.metrics = begin, metrics
+    def __init__(self, begin: Callable[[Replies], Any], metrics: Metrics, note: Callable[[], None]):
+        self.begin, self.metrics, self.note = begin, metrics, note
         self.way: Any = None
         self.rows: list[Reply] = []
 
@@ -99,17 +86,21 @@ class Group:
         started = time.perf_counter()
         told = self.way.step(numbered([of.number for of in self.rows], [of.count for of in self.rows]))
         spent = time.perf_counter() - started
+        sending: list[tuple[Reply, list[Piece]]] = []
         for reply, tokens in zip(self.rows, told, strict=True):
             first, tokens = not reply.count, [token._replace(seconds=spent / len(tokens)) for token in tokens]
             try:
                 pieces = reply.take(tokens)
-            except FAILURES as e:
+            except Exception as e:  # noqa: BLE001 - whatever one request brings about is no end of the others
                 reply.refuse(failed(e))
                 continue
             last = self.way.replies.model.config.num_layers - 1
             self.metrics.said(reply.asked.mode, tokens[: len(pieces)], last, reply.since if first else None)
-            reply.send(pieces)
+            sending.append((reply, pieces))
         self.leave()
+        self.note()  # what is told has been counted
+        for reply, pieces in sending:
+            reply.send(pieces)
 
     def leave(self) -> None:
         """Rows of replies that are over, or that nobody hears."""

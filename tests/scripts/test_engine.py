@@ -3,7 +3,7 @@
 Seen to fail when broken: draws without the request's number, samplers kept, a row kept that left, a stop string looked
 for in the newest piece alone, no turn between two chunks, an audit for each group,
 an error that is not caught a request or a group at a time, a limit of time that nobody looks at, a dying thread that
-forgets whose prompt it reads.
+forgets whose prompt it reads, an answer sent before it is counted.
 """
 
 import math
@@ -106,6 +106,15 @@ def some_requests(given: Opened, modes=("full",)) -> list[Asked]:
             found.append(Asked(chat(task, given), 5 + 4 * n, mode=mode, **drawn))
             found.append(Asked([2], 3 + n, mode=mode, temperature=1.0, seed=7))
     return found
+
+
+def test_what_is_told_has_been_counted():
+    engine, stood = stepped(), []
+    rows = lambda: stood.append(engine.metrics.text().decode().split("\nagp_rows ")[1].split()[0])
+    heard = ask(engine, chat("x"), max_tokens=2)[0]
+    engine.waiting[-1].send = lambda pieces: (rows(), heard(pieces))
+    turns(engine)
+    assert heard.finish == "length" and stood == ["1.0", "0.0"]
 
 
 @pytest.mark.parametrize("batch", [3, 16])
