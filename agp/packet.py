@@ -45,6 +45,8 @@ HEADER = FIELDS.size + 4  # bytes, with the checksum
 FRAMES, LONGEST = 64, 1 << 26  # of one request, frames and bytes
 RAW = "raw"  # the codec whose payloads are the model's own numbers
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+NUMBERS = {mx.uint8: np.uint8, mx.int32: np.int32, mx.float16: np.float16, mx.float32: np.float32}
+NUMBERS |= {mx.bfloat16: np.uint16}  # which numpy does not know
 DIGEST, NAME, SIZE = '"[0-9a-f]{64}"', '"[A-Za-z0-9_.-]{1,64}"', "[1-9][0-9]{0,8}"
 REGIME = '"[A-Za-z0-9_.-]{1,64}( [0-9a-f]{64})?"'
 LENDER = rf"\[{NAME},{SIZE},{SIZE}\]"
@@ -233,9 +235,15 @@ def frame(head: Header, values: list[Any], terms: Terms | None, start: int) -> b
 
 
 def as_bytes(value: mx.array | np.ndarray, part: Part) -> bytes:
-    value = value if isinstance(value, mx.array) else mx.array(value)
-    assert value.shape == part.shape and value.dtype == part.dtype, f"{part} is given as {value.dtype} {value.shape}"
-    return np.array(value.view(mx.uint8)).tobytes()
+    value = seen(value) if isinstance(value, mx.array) else value
+    known = NUMBERS[part.dtype]
+    assert value.shape == part.shape and value.dtype == known, f"{part} is given as {value.dtype} {value.shape}"
+    return value.tobytes()
+
+
+def seen(a: mx.array) -> np.ndarray:
+    """The same numbers where they lie."""
+    return np.array(a.view(mx.uint16) if a.dtype == mx.bfloat16 else a, copy=False)
 
 
 def checksum(first: bytes | memoryview, body: bytes | memoryview, start: int) -> int:
@@ -329,13 +337,18 @@ def value(body: bytes, at: int, part: Part, terms: Terms) -> mx.array | np.ndarr
     elif part.what != "payload" or terms.codec == RAW:
         short = DTYPES[terms.dtype]
         need(finite(flat.view(NUMPY[short]), short), at, part.what, "NaN or infinity in part", "all of it finite")
-    return flat.reshape(part.shape) if part.what == "payload" else mx.array(flat).view(part.dtype).reshape(part.shape)
+    numbers = flat.view(NUMBERS[part.dtype]).reshape(part.shape)
+    if part.what == "payload":
+        return numbers
+    return mx.array(numbers).view(mx.bfloat16) if part.dtype == mx.bfloat16 else mx.array(numbers)
 
 
 def restored(states: States, terms: Terms, unpack: Callable[[np.ndarray, mx.array], mx.array]) -> mx.array:
     """N W in the model's dtype: a payload that is whole may still stand for no number."""
     found = unpack(states.payload, states.tokens).astype(getattr(mx, terms.dtype))
     assert found.shape == (len(states.tokens), terms.width), f"the codec gave {found.shape}"
+    if terms.codec == RAW:  # its numbers have been looked at
+        return found
     fine: Any = mx.isfinite(found).all()
     at = HEADER + 4 * len(states.tokens)
     need(fine.item(), at, f"payload by {terms.codec}", "NaN or infinity in part", "all of it finite")
@@ -348,6 +361,10 @@ def raw(width: int, dtype: str) -> Wire:
 
     def pack(states: mx.array, tokens: mx.array) -> np.ndarray:
         assert states.shape == (len(tokens), width) and states.dtype == real, f"{states.dtype} {states.shape}"
-        return np.array(states.view(mx.uint8))
+        return np.ascontiguousarray(seen(states)).view(np.uint8)
 
-    return Wire(pack, lambda payload, tokens: mx.array(payload).view(real), width * real.size)
+    def unpack(payload: np.ndarray, tokens: mx.array) -> mx.array:
+        found = mx.array(payload.view(NUMBERS[real]))
+        return found.view(real) if real == mx.bfloat16 else found
+
+    return Wire(pack, unpack, width * real.size)

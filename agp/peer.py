@@ -13,7 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2
@@ -25,7 +26,22 @@ from agp.cache import KV
 from agp.models.decoder import Stream
 from agp.models.layout import Layout
 from agp.models.tensors import shown
-from agp.packet import HEADER, MOST, RAW, Answer, Kind, Prefix, Refused, States, Terms, Wire, answer, opening, written
+from agp.packet import (
+    HEADER,
+    MOST,
+    RAW,
+    Answer,
+    Kind,
+    Prefix,
+    Refused,
+    States,
+    Terms,
+    Wire,
+    answer,
+    opening,
+    seen,
+    written,
+)
 
 PIECE = 1 << 20  # bytes of a request, about: what has arrived need not be sent again when time is over
 LONGEST_ERROR = 4096  # bytes of an answer that says what was wrong
@@ -167,7 +183,7 @@ class Remote:
         with self.lock:
             if not self.breaker.lets:
                 return None
-            mx.eval([(tail.hidden, list(tail.shared.values())) for tail in tails])  # this host's work is not the peer's
+            mx.eval([tail.arrays for tail in tails])  # this host's work is not the peer's
             self.counts.calls += 1
             started = time.perf_counter()
             try:
@@ -299,6 +315,15 @@ class Tail:
         self.shared = {kind: its(kv, row, places) for kind, kv in stream.shared.items()}
         session.back(self.begin)
 
+    @property
+    def arrays(self) -> Any:
+        return self.tokens, self.hidden, list(self.shared.values())
+
+    @cached_property
+    def numbers(self) -> dict[str, KV]:
+        """Keys and values as numpy sees them, so that a piece of them costs nothing."""
+        return {kind: KV._make(map(seen, kv)) for kind, kv in self.shared.items()}
+
     def states(self, number: int, logits: bool) -> States:
         return States(number, self.begin, self.tokens, self.remote.wire.pack(self.hidden, self.tokens), logits=logits)
 
@@ -316,7 +341,7 @@ class Tail:
                 yield Prefix(number, at, {kind: self.part(kind, at, upto) for kind in kinds})
 
     def part(self, kind: str, start: int, stop: int) -> KV:
-        kv = self.shared[kind]
+        kv = self.numbers[kind]
         first = self.end - kv.keys.shape[2]
         assert start >= first, f"{kind} keys begin at {first}, and those from {start} on are needed"
         return KV(*(a[:, :, start - first : stop - first] for a in kv))

@@ -129,7 +129,6 @@ class Session:
                 layer.extend(*kv)
             else:  # a window that begins anew
                 layer.put(kv, prefix.position + kv.keys.shape[2])
-            mx.eval(layer.arrays)
 
     def shared(self, position: int, count: int) -> dict[str, KV]:
         """What these positions and no others attend to."""
@@ -195,7 +194,9 @@ class Receiver:
                 session.take(packet)
         self.evict(number)
         last = asked[-1]
-        return self.answer(session, last) if isinstance(last, States) else b""
+        said = self.answer(session, last) if isinstance(last, States) else b""
+        mx.eval([layer.arrays for layer in session.layers.values()])
+        return said
 
     def evict(self, number: int) -> None:
         """Whoever was not asked for longest, until there is room; this one itself if it alone is too large."""
