@@ -14,6 +14,7 @@ import numpy as np
 from agp.audit import Audit
 from agp.beyond import Beyond, Said, within
 from agp.cache import KV
+from agp.choose import Chosen, Proving, chosen
 from agp.follow import Seen, Token, Watch
 from agp.generate import Sampler, greedy
 from agp.layers import Place
@@ -81,8 +82,11 @@ class Early:
         audit: Audit | None = None,
         watch: int | None = None,
         beyond: Beyond | None = None,
+        proving: Proving | None = None,
     ):
+        """Tokens that are `proving` need no whole head."""
         self.replies, self.router, self.sampler, self.audit, self.beyond = replies, router, sampler, audit, beyond
+        self.proving = proving
         self.watched = Watch(watch)
 
     def step(self, counts: np.ndarray) -> list[list[Token]]:
@@ -105,8 +109,9 @@ class Early:
         reads = {at: leaving.read for at, leaving in left.items() if at not in away.rows} | ended
         ids, logits, here = np.zeros(len(counts), int), {}, sorted(reads)
         if here:
-            told = self.replies.model.head(mx.stack([reads[at] for at in here]))[:, 0]
-            ids[here], logits = np.array(self.sampler(told, counts[here])), dict(zip(here, told, strict=True))
+            found = self.say([reads[at] for at in here], counts[here])
+            ids[here] = found.ids[:, 0]
+            logits = {} if found.logits is None else dict(zip(here, found.logits[:, 0], strict=True))
         if away.said is not None and away.said.logits is not None:
             told = away.said.logits[:, 0]
             ids[away.rows] = np.array(self.sampler(told, counts[away.rows]))
@@ -114,6 +119,9 @@ class Early:
         elif away.said is not None:
             ids[away.rows] = away.said.tokens[:, 0]
         return ids, logits
+
+    def say(self, reads: Sequence[mx.array], counts: np.ndarray) -> Chosen:
+        return chosen(self.replies.model.head, mx.stack(list(reads)), self.sampler, counts[:, None], self.proving)
 
     def climb(self, asked: np.ndarray) -> tuple[dict[int, Let], dict[int, mx.array], Away]:
         """Who may leave, by row; what is read, 1 D, of those that went to full depth; and who did so elsewhere."""
@@ -152,8 +160,8 @@ class Early:
         for _ in range(len(asked) - len(early)):
             self.audit.told(False)
         if early:
-            logits = self.replies.model.head(mx.stack([left[at].read for at in early]))[:, 0]
-            for differs in np.array(self.sampler(logits, counts[early])) != ids[early]:
+            found = self.say([left[at].read for at in early], counts[early])
+            for differs in found.ids[:, 0] != ids[early]:
                 self.audit.told(bool(differs))
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from agp.beyond import Beyond, Cost, within
+from agp.choose import Proving, chosen, drawn
 from agp.follow import Full, Seen, Token, Watch
 from agp.generate import Sampler, greedy
 from agp.models.decoder import Stream
@@ -144,11 +145,13 @@ class Lossless:
         least: float = 0.0,
         pace: Pace | None = None,
         watch: int | None = None,
+        proving: Proving | None = None,
     ):
         """At most so many drafts at once; by the tap only where it is as sure as `least`, in log-odds. With a `pace`
-        none where they would only cost time."""
+        none where they would only cost time. Tokens that are `proving` need no whole head."""
         self.replies, self.drafter, self.sampler, self.proposer = replies, drafter, sampler, proposer
         self.most, self.least, self.pace, self.watched, self.beyond = most, least, pace, Watch(watch), beyond
+        self.proving = proving
         if beyond is not None and not beyond.same:
             raise ValueError(
                 "lossless says what this host would, and the peer answers by another regime; give it one of the same"
@@ -204,15 +207,12 @@ class Lossless:
         if self.beyond is not None:
             stream, tokens = within(stream, model.config), mx.array(done.tokens)
             said = self.beyond(stream, tokens, range(len(draws)), logits=self.sampler is not greedy)
-        costs = {} if said is None else dict(enumerate(said.costs))
-        if said is not None and said.logits is None:
-            return Judged(said.tokens, None, None, costs)
-        normed = None
-        if said is None:
-            normed = model.normed(model.blocks(stream, start=self.drafter.tap + 1, visit=self.watched.visit).hidden)
-        logits: Any = said.logits if normed is None else model.head(normed)
-        truth = np.array(self.sampler(logits.flatten(0, 1), draws.reshape(-1))).reshape(draws.shape)
-        return Judged(truth, normed, logits, costs)
+        if said is not None:
+            ids = said.tokens if said.logits is None else drawn(said.logits, self.sampler, draws)
+            return Judged(ids, None, said.logits, dict(enumerate(said.costs)))
+        normed = model.normed(model.blocks(stream, start=self.drafter.tap + 1, visit=self.watched.visit).hidden)
+        ids, logits = chosen(model.head, normed, self.sampler, draws, self.proving)
+        return Judged(ids, normed, logits, {})
 
     def draft(self, counts: np.ndarray, most: int) -> Round:
         """Each row's last token, and what may come after it."""
@@ -248,8 +248,8 @@ class Lossless:
         drafted, size = self.drafter(stream, done.hidden, done.there), there.shape[1]
         if drafted is None:
             return [None] * len(there), there
-        logits, draws = self.replies.model.head(drafted.read), done.draws(counts)[:, -size:]
-        ids = np.array(self.sampler(logits.flatten(0, 1), draws.reshape(-1))).reshape(draws.shape)
+        draws = done.draws(counts)[:, -size:]
+        ids, _ = chosen(self.replies.model.head, drafted.read, self.sampler, draws, self.proving)
         sure, leads, kept = np.array(drafted.sure) >= self.least, [], there.copy()
         for row in range(len(there)):
             lead = None

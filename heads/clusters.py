@@ -162,14 +162,21 @@ class Head(nn.Module):
 
 
 def built(
-    decoder: Decoder, states: mx.array, *, clusters: int, cuts: tuple[int, ...], opened: int, seed: int = 0
+    decoder: Decoder,
+    states: mx.array,
+    *,
+    clusters: int,
+    cuts: tuple[int, ...],
+    opened: int,
+    seed: int = 0,
+    progress: Callable[[], object] = lambda: None,
 ) -> tuple[Config, Head]:
     """From `states`, N D, as the final norm leaves them on text like that to come; they make bounds tight, not true."""
     size, dim = decoder.config.vocab_size, decoder.config.hidden_size
     assert list(cuts) == sorted(set(cuts)) and 0 < cuts[0] and cuts[-1] <= dim, "each rung reads more directions"
     assert 0 < opened < size and 0 < clusters < size, "some rows stay closed"
     slip, unit = rounding(decoder)
-    centres, group = clustered(decoder, clusters, seed)
+    centres, group = clustered(decoder, clusters, seed, progress)
     turn, back = balanced(*spreads(decoder, states, centres, group))
     config = Config(rows=size, dim=dim, cap=decoder.config.final_logit_softcapping, clusters=clusters,
                     cuts=tuple(cuts), opened=opened, slip=slip, unit=unit)  # fmt: skip
@@ -225,7 +232,9 @@ def rounding(decoder: Decoder) -> tuple[float, float]:
     return longest * (2 * gamma(decoder.config.hidden_size + 16) + of_weights), UNITS[kind]
 
 
-def clustered(decoder: Decoder, clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def clustered(
+    decoder: Decoder, clusters: int, seed: int, progress: Callable[[], object] = lambda: None
+) -> tuple[np.ndarray, np.ndarray]:
     """Centres, C D, by k-means, and each row's."""
     size = decoder.config.vocab_size
     drawn = np.sort(np.random.default_rng(seed).choice(size, clusters, replace=False))
@@ -238,6 +247,7 @@ def clustered(decoder: Decoder, clusters: int, seed: int) -> tuple[np.ndarray, n
             total += mine.astype(np.float32) @ part
             count += mine.sum(1, keepdims=True)
         centres = centres if last else np.where(count, total / np.maximum(count, 1), centres).astype(np.float32)
+        progress()
     return centres, group
 
 

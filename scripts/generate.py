@@ -44,7 +44,7 @@ from agp.peer import located
 from agp.quant import BITS
 from agp.replies import Replies
 from agp.text import Tokenizer
-from scripts import packaged
+from scripts import packaged, proven
 from scripts.asked import some_path
 from scripts.offers import Peers
 from scripts.routes import MODES, MOST, RATE, Opened, Trace, assistant_of, limited, untapped, viewed, way
@@ -63,6 +63,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--regime", metavar="NAME", help="of a run of a Gemma 3n: a smaller model in it")
     parser.add_argument("--risk", type=float, metavar="R", help="of early: tokens that may differ (default: 0.01)")
     packaged.add_arguments(parser)
+    proven.add_arguments(parser)
     parser.add_argument("--peer", metavar="URL", help="of `agp peer`: who runs the blocks above a tap, if it answers")
     parser.add_argument("--peer-regime", metavar="NAME", help="the peer's, as large or larger (default: the whole)")
     parser.add_argument("--token-file", type=some_path, metavar="FILE", help="what the peer asks for; or AGP_TOKEN")
@@ -92,6 +93,7 @@ def run(args) -> None:
     adapter = None if args.adapter is None else adapter_files.load(args.adapter)
     prompt = read_prompt(args.prompt)
     given = None if args.run is None else packaged.opened(args, drafter=args.drafter, regime=args.regime)
+    given = given and proven.beside(args, given)
     if given is None:
         loaded = agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)
     else:
@@ -174,9 +176,11 @@ def faults(args) -> list[str]:
         wrong.append(f"--drafter is for --mode lossless; --mode {args.mode} takes none")
     if args.mode == "full" and args.trace is not None:
         wrong.append("--trace is for --mode early or lossless; at full depth every token takes the same way")
-    wrong += packaged.faults(args)
+    wrong += packaged.faults(args) + proven.faults(args)
     if args.mode == "full" and args.heads != "mlx":
         wrong.append(f"--heads {args.heads} is for --mode early or lossless; at full depth no head is asked")
+    if args.mode == "full" and args.small_head:
+        wrong.append("--small-head is for --mode early or lossless; --mode full asks the whole head")
     if args.peer is None and args.peer_regime is not None:
         wrong.append("--peer-regime is of a peer; give --peer")
     if args.run is None and args.regime is not None:

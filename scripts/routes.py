@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from agp.assisted import Assisted
 from agp.audit import Audit
 from agp.beyond import Beyond, Cost
 from agp.early import Early, Watched
 from agp.follow import Full, Token
-from agp.generate import Sampler
+from agp.generate import Sampler, greedy
 from agp.lookup import Ending, Lookup, common
 from agp.lossless import Lossless, Proposer, Untapped
 from agp.models.assistant import Assistant, load_assistant
@@ -27,7 +28,7 @@ from agp.text import Tokenizer
 from agp.uplift import WHOLE, called, label, numbers, whole_of
 from curricula.features import Features
 from curricula.teacher import folded, teacher
-from heads import bundle
+from heads import bundle, clusters
 from heads.bundle import Bundle
 
 MODES = ("full", "early", "lossless")
@@ -41,6 +42,7 @@ class Opened(NamedTuple):
     heads: Bundle
     known: dict[Ending, int]  # what follows what in the teacher's own texts
     assistant: Assistant | None = None  # Google's drafter
+    small: clusters.Head | None = None  # what proves the likeliest token with less than the whole head
 
 
 def whole(run: Path) -> None:
@@ -108,10 +110,12 @@ def way(
     pace: Pace | None = None,
     watching: bool = True,
     beyond: Callable[[int], Beyond] | None = None,
+    likeliest: Callable[[], bool] | None = None,
 ) -> Full | Lossless | Watched:
     """How `mode` goes on with replies. Early is audited, and becomes lossless where its promise is found broken.
 
-    `beyond` a tap another host may run the blocks.
+    `beyond` a tap another host may run the blocks. A small head is asked only while the `likeliest` tokens are all that
+    is wanted: by default, where the sampler is greedy.
     """
     if mode == "full":
         return Full(replies, sampler)
@@ -120,6 +124,10 @@ def way(
     above = named if named is not None and named > heads.taps[0] else None
     drafter, proposer = bundle.Drafter(heads), proposing(given.assistant, replies, given.known)
     how = {"proposer": proposer, "most": MOST, "least": LEAST, "pace": pace or Pace(), "watch": above}
+    proving = (
+        None if given.small is None else Proving(given.small, heads.decoder, likeliest or (lambda: sampler is greedy))
+    )
+    how |= {"proving": proving}
     near = beyond and beyond(drafter.tap)
     if mode != "lossless" and near and not near.same:
         near = None  # what early falls back to says what this host would
@@ -129,7 +137,16 @@ def way(
     assert audit is not None, "what early promises is watched"
     router = bundle.Router(heads, limited(heads, audit.risk))
     far = beyond and beyond(router.taps[-1])
-    return Watched(Early(replies, router, sampler, audit=audit, watch=named, beyond=far), lossless)
+    return Watched(Early(replies, router, sampler, audit=audit, watch=named, beyond=far, proving=proving), lossless)
+
+
+class Proving(NamedTuple):
+    small: clusters.Head
+    decoder: Decoder
+    likeliest: Callable[[], bool]
+
+    def __call__(self, normed: mx.array) -> np.ndarray | None:
+        return self.small.exact(self.decoder.head, normed).token if self.likeliest() else None
 
 
 def untapped(assistant: Assistant, replies: Replies, sampler: Sampler) -> Lossless:

@@ -28,7 +28,7 @@ from agp.adapters import attach
 from agp.models.load import DTYPES, TABLES
 from agp.peer import located
 from agp.quant import BITS
-from scripts import packaged
+from scripts import packaged, proven
 from scripts.asked import some_path
 from scripts.offers import Peers
 from scripts.processes import alone_if_left
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--model", metavar="PATH", help="a checkpoint folder or a Hub id, at full depth alone")
     what.add_argument("--run", type=some_path, metavar="RUN", help="what `agp train` made: its teacher and its heads")
     packaged.add_arguments(parser)
+    proven.add_arguments(parser)
     parser.add_argument("--name", help="what clients call it (default: the last part of RUN or PATH)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8430, help="0 takes any that is free (default: 8430)")
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"a run has its own; leave out {', '.join(f'--{name}' for name in given)}")
     if args.run is None and args.drafter is not None:
         raise ValueError("--drafter needs the heads of a run; give --run instead of --model")
-    if wrong := packaged.faults(args):
+    if wrong := packaged.faults(args) + proven.faults(args):
         raise ValueError("; ".join(wrong))
     word = peer_token(args)
     token, loopback = token_of(args.token_file), is_loopback(args.host)
@@ -114,7 +115,7 @@ def peer_token(args: argparse.Namespace) -> str | None:
 
 def opening(args: argparse.Namespace, word: str | None) -> Opened:
     if args.run is not None:
-        given = packaged.opened(args, drafter=args.drafter)
+        given = proven.beside(args, packaged.opened(args, drafter=args.drafter))
         return Opened(*given, peers=None if args.peer is None else Peers(args.run, given, args.peer, word))
     adapter = None if args.adapter is None else adapter_files.load(args.adapter)
     loaded = agp.load(args.model, dtype=args.dtype, quantize=args.quantize, table=args.table)

@@ -18,6 +18,7 @@ from agp.models.assistant import Assistant
 from agp.models.decoder import Decoder
 from agp.models.load import Loaded
 from agp.replies import SLACK, Progress, Replies
+from heads import clusters
 from heads.bundle import Bundle
 from scripts import routes
 from scripts.generate import tokenizer_of
@@ -44,6 +45,7 @@ class Opened(NamedTuple):
     heads: Bundle | None = None
     known: dict[Ending, int] | None = None
     assistant: Assistant | None = None  # Google's drafter
+    small: clusters.Head | None = None  # what proves the likeliest token with less than the whole head
     peers: Peers | None = None
 
 
@@ -116,10 +118,10 @@ class Engine:
             self.ways.close()
 
     def opened(self) -> Served:
-        loaded, heads, known, assistant, peers = self.open()
+        loaded, heads, known, assistant, small, peers = self.open()
         if mx.metal.is_available():  # keep the weights from being paged out between tokens
             mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
-        given = None if heads is None else routes.Opened(loaded, heads, known or {}, assistant)
+        given = None if heads is None else routes.Opened(loaded, heads, known or {}, assistant, small)
         self.model, self.ways, self.turns = loaded.model, Ways(given, self.draws, peers), 0
         config = loaded.config
         return Served(self.name, tokenizer_of(loaded), config.max_position_embeddings, config.vocab_size, heads)

@@ -35,7 +35,9 @@ class Ways:
             return Full(replies, self.draws)
         audit = None if risk is None else self.audits.setdefault(risk, Audit(risk, RATE))
         beyond = None if self.peers is None else self.beyond
-        return way(self.given, mode, replies, self.draws, audit=audit, pace=self.pace, beyond=beyond)
+        likeliest = lambda: not self.draws.needed
+        how = {"pace": self.pace, "beyond": beyond, "likeliest": likeliest}
+        return way(self.given, mode, replies, self.draws, audit=audit, **how)
 
     def beyond(self, tap: int) -> Beyond:
         assert self.peers is not None
