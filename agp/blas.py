@@ -63,6 +63,11 @@ def uncopied() -> bool:
     return core() in (b"SkylakeX", b"Cooperlake", b"SapphireRapids")
 
 
+def threads() -> int:
+    """With which OpenBLAS multiplies what is large."""
+    return ctypes.CDLL(LIBRARY).openblas_get_num_threads()
+
+
 def announce(state: State) -> None:
     """One line on stderr. Good news is for the `agp` command to tell: a library that works says nothing."""
     if not os.environ.get("AGP_QUIET"):

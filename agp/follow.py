@@ -71,10 +71,11 @@ class Full:
         self.normed: mx.array | None = None  # likewise
         self.ahead: Begun | None = None
 
-    def step(self, counts: np.ndarray) -> list[list[Token]]:
+    def step(self, counts: np.ndarray, *, last: bool = False) -> list[list[Token]]:
+        """After the `last` one others go on, so that none is begun."""
         replies, model = self.replies, self.replies.model
         now = self.ahead or self.begun(replies.current, counts)
-        room = replies.where.shape[1] < model.config.max_position_embeddings
+        room = not last and replies.where.shape[1] < model.config.max_position_embeddings
         self.ahead = self.begun(now.ids[:, None], counts + 1) if room else None
         ids, last = np.array(now.ids).tolist(), model.config.num_layers - 1
         replies.say([[id] for id in ids])

@@ -150,8 +150,8 @@ class Lossless:
         """At most so many drafts at once; by the tap only where it is as sure as `least`, in log-odds. With a `pace`
         none where they would only cost time. Tokens that are `proving` need no whole head."""
         self.replies, self.drafter, self.sampler, self.proposer = replies, drafter, sampler, proposer
-        self.most, self.least, self.pace, self.watched, self.beyond = most, least, pace, Watch(watch), beyond
-        self.proving = proving
+        self.most, self.least, self.watched, self.beyond, self.proving = most, least, Watch(watch), beyond, proving
+        self.pace = None if pace is None else pace.text()
         if beyond is not None and not beyond.same:
             raise ValueError(
                 "lossless says what this host would, and the peer answers by another regime; give it one of the same"
@@ -163,15 +163,21 @@ class Lossless:
         if self.pace is None:
             return self.drafted(counts, self.most)
         started, drafting = time.perf_counter(), self.pace.drafts()
+        if drafting and self.full.ahead is not None:
+            return self.plain(counts, last=True)
         if drafting or self.beyond is not None:
             found = self.drafted(counts, self.most if drafting else 0)
         else:
-            found = self.full.step(counts)
-            assert self.full.state is not None
-            self.drafter.accept(self.full.state, np.ones((len(found), 1), bool))
-            if self.proposer is not None:
-                self.proposer.accept(self.full.normed)
-        self.pace.took(drafting, time.perf_counter() - started, sum(map(len, found)))
+            found = self.plain(counts)
+        self.pace.took(drafting, time.perf_counter() - started, sum(map(len, found)) / len(found))
+        return found
+
+    def plain(self, counts: np.ndarray, last: bool = False) -> list[list[Token]]:
+        found = self.full.step(counts, last=last)
+        assert self.full.state is not None
+        self.drafter.accept(self.full.state, np.ones((len(found), 1), bool))
+        if self.proposer is not None:
+            self.proposer.accept(self.full.normed)
         return found
 
     def drafted(self, counts: np.ndarray, most: int) -> list[list[Token]]:

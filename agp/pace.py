@@ -1,34 +1,77 @@
 """Whether drafts are worth their while, on this machine, of this text: both ways are tried, and the faster one kept.
 
-It decides about time alone: what is said is the same either way.
+It decides about time alone: what is said is the same either way. A step with drafts gains the steps that its tokens
+would have taken without, less what it took itself. Some texts repeat themselves and some never do: that shows soon.
 """
 
-FIRST = 4  # steps of each way before they are compared
-AGAIN = 64  # steps until the other way is tried again
-TRIED = 3  # steps of that
-NEWEST = 0.2  # what the newest step counts
+TRIED = 3  # steps with drafts, and then of those without, before they are compared
+AGAIN = 256  # steps with drafts, after which those without are timed again
+MACHINE, TEXT = 0.05, 0.3  # what the newest step counts in what is known of all texts, and of one
+PLAIN = 0.2  # and in the time of a step without drafts
+WORST = -2.0  # steps that one may lose, whatever else the machine did
+SHORTEST, LONGEST = 2, 32  # steps without drafts until they are tried again: twice as many each time they gain nothing
 
 
 class Pace:
+    """What is known of the machine, whatever the text."""
+
     def __init__(self) -> None:
-        self._spent: dict[bool, float] = {}  # seconds a token with drafts, and without
-        self._last: bool | None = None
-        self._steps = 0
+        self.plain: float | None = None  # seconds of a step without drafts
+        self.gain: float | None = None  # of a step with drafts, in steps without
+        self.wanted = TRIED + 1  # steps without drafts still to be timed; the first compiles
+        self.drafted = 0  # steps with drafts
+
+    def text(self) -> "Text":
+        """Of replies that begin now."""
+        return Text(self)
+
+    @property
+    def drafts(self) -> bool | None:
+        """Which way has to be known better; None: neither."""
+        return True if self.drafted < TRIED else False if self.wanted else None
+
+    def alone(self, seconds: float) -> None:
+        """A step without drafts took so long."""
+        if self.wanted <= TRIED:
+            self.plain = mixed(self.plain, seconds, PLAIN)
+        self.wanted = max(0, self.wanted - 1)
+
+    def beside(self, seconds: float, tokens: float) -> float | None:
+        """What a step with drafts gained, where that can be said."""
+        self.drafted += 1
+        if self.drafted % AGAIN == 0:
+            self.wanted = TRIED
+        if self.plain is None:
+            return None
+        gain = max(tokens - seconds / self.plain, WORST)
+        self.gain = mixed(self.gain, gain, MACHINE)
+        return gain
+
+
+class Text:
+    def __init__(self, pace: Pace) -> None:
+        self.pace, self.gain, self.wait = pace, pace.gain, SHORTEST
+        self.left = 0 if pace.gain is None or pace.gain >= 0 else 2 * SHORTEST  # steps without drafts
+        self._drafted = True
 
     def drafts(self) -> bool:
         """Whether the next step should draft."""
-        if self._steps < 2 * FIRST:
-            return self._steps < FIRST
-        if len(self._spent) < 2:
-            return not self._spent.get(True)
-        faster = self._spent[True] <= self._spent[False]
-        return faster if self._steps % AGAIN >= TRIED else not faster
+        return self.left == 0 if self.pace.drafts is None else self.pace.drafts
 
-    def took(self, drafted: bool, seconds: float, tokens: int) -> None:
-        """The first step after another way begins what the next one has already, or compiles, and says nothing."""
-        self._steps += 1
-        self._last, before = drafted, self._last
-        if drafted != before:
+    def took(self, drafted: bool, seconds: float, tokens: float) -> None:
+        """`tokens` are those of each row. The first step without drafts begins the next one too, and says nothing."""
+        before, self._drafted = self._drafted, drafted
+        if not drafted:
+            self.left = max(0, self.left - 1)
+            if not before:
+                self.pace.alone(seconds)
             return
-        now, before = seconds / tokens, self._spent.get(drafted)
-        self._spent[drafted] = now if before is None else before + NEWEST * (now - before)
+        gain = self.pace.beside(seconds, tokens)
+        if gain is not None:
+            self.gain = mixed(self.gain, gain, TEXT)
+            lost = self.gain < 0
+            self.left, self.wait = (self.wait, min(2 * self.wait, LONGEST)) if lost else (0, SHORTEST)
+
+
+def mixed(known: float | None, new: float, share: float) -> float:
+    return new if known is None else known + share * (new - known)

@@ -1,7 +1,8 @@
 """Products of a few positions with a large matrix: on some CPUs in pieces, which OpenBLAS takes as they lie.
 
 It copies what it multiplies into an order of its own, which for a few rows costs more than the product; and for one row
-alone it reads at half the speed of memory. Small products its kernels for AVX-512 take uncopied.
+alone it reads at half the speed of memory. Small products its kernels for AVX-512 take uncopied, but one thread takes
+them: where there are more, several rows are faster whole.
 """
 
 from functools import lru_cache
@@ -12,7 +13,7 @@ import mlx.nn as nn
 from agp import blas
 from agp.fused import CPU, FEW
 
-PIECES = CPU and blas.uncopied()
+MOST = (FEW if blas.threads() == 1 else 1) if CPU and blas.uncopied() else 0  # rows that are taken in pieces
 SMALL = 1_000_000  # multiplications
 LEAST = 16  # rows of a matrix that are worth a call
 
@@ -31,7 +32,7 @@ class Embedding(nn.Embedding):
 def times(x: mx.array, weight: mx.array) -> mx.array:
     """... K by N K."""
     rows, (height, width) = x.size // x.shape[-1], weight.shape
-    if not PIECES or rows > FEW or not x.dtype == weight.dtype == mx.float32:
+    if rows > MOST or not x.dtype == weight.dtype == mx.float32:
         return x @ weight.T
     if (count := pieces(rows, height, width)) == 1:
         return x @ weight.T

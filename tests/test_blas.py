@@ -103,3 +103,10 @@ def test_an_unknown_attribute_is_an_error():
 
     with pytest.raises(AttributeError, match="'agp' has no attribute 'nothing'"):
         agp.nothing  # noqa: B018
+
+
+@pytest.mark.skipif(blas.state != "openblas", reason="there is no OpenBLAS here")
+def test_it_says_with_how_many_threads_it_multiplies(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    code = "from agp import blas, products; print(blas.threads(), products.MOST in (0, products.FEW))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["1", "True"]

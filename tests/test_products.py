@@ -12,7 +12,7 @@ from agp.products import LEAST, SMALL, Embedding, Linear, pieces, times
 @pytest.fixture(autouse=True)
 def in_pieces(monkeypatch):
     """Whatever this machine has: the product is the same."""
-    monkeypatch.setattr(products, "PIECES", True)
+    monkeypatch.setattr(products, "MOST", FEW)
 
 
 def random(*shape, dtype=mx.float32):
@@ -55,7 +55,7 @@ def test_only_a_few_positions_of_single_precision_are_cut(monkeypatch):
     assert not asked
     times(random(1, FEW, 700), weight)
     assert asked == [(FEW, 2048, 700)]
-    monkeypatch.setattr(products, "PIECES", False)
+    monkeypatch.setattr(products, "MOST", 1)
     times(random(1, 2, 700), weight)
     assert len(asked) == 1
 

@@ -12,7 +12,7 @@ from agp.beyond import Beyond
 from agp.follow import Token, Way, follow
 from agp.generate import chance, generate, greedy, make_sampler
 from agp.models.decoder import Decoder
-from agp.pace import Pace
+from agp.pace import Pace, Text
 from agp.replies import Replies
 from curricula.documents import Prompt
 from scripts.routes import Opened, way
@@ -112,8 +112,10 @@ def groups(prompts: Sequence[Prompt], batch: int) -> list[list[int]]:
 class Drafting(Pace):
     """Always: what is promised holds whether drafts are worth their while or not."""
 
-    def drafts(self) -> bool:
-        return True
+    def text(self) -> Text:
+        found = Text(self)
+        found.drafts = lambda: True
+        return found
 
 
 class Numbered:

@@ -37,7 +37,7 @@ from scripts.routes import MOST, RATE, Opened, opened, way
 COMMAND = "agp bench decode --routed"
 SEED = 0
 RISKS = (0.01, 0.05)
-WIDTHS = {"tiny": (1, 60), "100M": (5, 30), "500M": (12, 12)}  # how many times as wide, and prompts
+WIDTHS = {"tiny": (1, 100), "100M": (5, 60), "500M": (12, 30)}  # how many times as wide, and prompts
 
 
 class Timed(NamedTuple):
