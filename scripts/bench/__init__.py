@@ -9,6 +9,7 @@ agp bench curriculum  what a finished run is worth, over several seeds of its he
 agp bench export      exports of whole runs, known traps, and heads of real size
 agp bench mission     what a token costs where early decoding keeps its promise
 agp bench promises    lossless beside full depth, and early beside its risk
+agp bench carry       what routed decoding would bring on a published model: a model of cost
 agp bench uplift      what a peer with a larger regime brings to a smaller one
 agp bench ane         an export on each compute unit of this Mac, and where its operations run
 agp bench decode --help says more
@@ -16,7 +17,7 @@ agp bench decode --help says more
 
 import argparse
 
-from scripts.bench import ane, curriculum, decode, e2b, export, heads, memory, mission, promises, train, uplift
+from scripts.bench import ane, carried, curriculum, decode, e2b, export, heads, memory, mission, promises, train, uplift
 
 KINDS = {
     "decode": decode,
@@ -28,6 +29,7 @@ KINDS = {
     "export": export,
     "mission": mission,
     "promises": promises,
+    "carry": carried,
     "uplift": uplift,
     "ane": ane,
 }
