@@ -56,7 +56,7 @@ class Kind(IntEnum):
     OPENING, PREFIX, STATES, ANSWER = range(1, 5)
 
 
-MOST = {Kind.OPENING: 4096, Kind.PREFIX: 4096, Kind.STATES: 64, Kind.ANSWER: 64}  # that count may say
+MOST: dict[int, int] = {Kind.OPENING: 4096, Kind.PREFIX: 4096, Kind.STATES: 64, Kind.ANSWER: 64}  # that count may say
 
 
 class Refused(ValueError):
@@ -172,7 +172,7 @@ def parts(head: Header, terms: Terms | None) -> list[Part]:
 
 def limits(head: Header, terms: Terms | None) -> dict[str, tuple[int, int]]:
     """Least and most of what a header may say, by field."""
-    most = MOST[Kind(head.kind)]
+    most = MOST[head.kind]
     if terms is None:
         return {"which": (0, 0), "count": (1, most), "position": (0, 0)}
     which = (1, (1 << len(terms.lenders)) - 1) if head.kind == Kind.PREFIX else (0, 1)

@@ -195,7 +195,7 @@ class Receiver:
         self.evict(number)
         last = asked[-1]
         said = self.answer(session, last) if isinstance(last, States) else b""
-        mx.eval([layer.arrays for layer in session.layers.values()])
+        mx.async_eval([layer.arrays for layer in session.layers.values()])  # nobody waits for it
         return said
 
     def evict(self, number: int) -> None:

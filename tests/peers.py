@@ -19,10 +19,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from agp.beyond import within
 from agp.generate import generate, greedy
-from agp.packet import Refused
+from agp.packet import Answer, Refused, restored, written
 from agp.peer import Again, Failed, Remote
 from agp.receiver import Offer, Receiver, plain, terms
 from scripts.serve.peer import STATUS, Door, listening, server
@@ -58,11 +61,11 @@ def remote(address: str, family: str = "gemma4", **how) -> Remote:
 
 
 @contextmanager
-def serving(given: Receiver, token: str | None = TOKEN, routes=(), kind=Door, **how) -> Iterator[str]:
+def serving(given: Receiver, token: str | None = TOKEN, kind=Door, **how) -> Iterator[str]:
     """Its address."""
     sock = listening("127.0.0.1", 0)
     with kind(given, token, **how) as door:
-        running = server([*door.routes(), *routes])
+        running = server(door.routes())
         thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]})
         thread.start()
         try:
@@ -251,11 +254,24 @@ def away(model, beyond, prompts, count, sampler=greedy, drafts=2) -> list[list[i
     return [row[:count] for row in found]
 
 
-def main(family: str, host: str, port: str) -> None:
+class Idle(Receiver):
+    """All but the model's own work."""
+
+    def answer(self, session, states):
+        session.shared(states.position, len(states.tokens))
+        restored(states, session.terms, session.wire.unpack)
+        return written(Answer(states.session, states.position, states.checksum, states.tokens), session.terms)
+
+
+async def echo(request: Request) -> Response:
+    return Response(await request.body())
+
+
+def main(family: str, host: str, port: str, kind: str = "whole") -> None:
     sock = listening(host, int(port))
-    with sock, Door(receiver(family), TOKEN) as door:
+    with sock, Door(receiver(family, {"whole": Receiver, "idle": Idle}[kind]), TOKEN) as door:
         print(f"http://{host}:{sock.getsockname()[1]}", flush=True)
-        server(door.routes()).run(sockets=[sock])
+        server([*door.routes(), Route("/echo", echo, methods=["POST"])]).run(sockets=[sock])
 
 
 if __name__ == "__main__":

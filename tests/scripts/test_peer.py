@@ -19,12 +19,10 @@ import httpx2
 import mlx.core as mx
 import numpy as np
 import pytest
-from starlette.responses import Response
-from starlette.routing import Route
 
 from agp.artifacts import write_results
 from agp.beyond import within
-from agp.packet import RAW, Answer, Prefix, States, frames, opening, read_opening, restored, written
+from agp.packet import RAW, Prefix, States, frames, opening, read_opening, written
 from agp.peer import Remote
 from agp.receiver import Receiver
 from scripts import cli
@@ -292,35 +290,25 @@ def test_of_10_000_damaged_requests_none_is_taken_that_is_not_valid():
     assert wrong == [] and grown <= 16e6
 
 
-class Idle(Receiver):
-    """All but the model's own work."""
-
-    def answer(self, session, states):
-        session.shared(states.position, len(states.tokens))
-        restored(states, session.terms, session.wire.unpack)
-        return written(Answer(states.session, states.position, states.checksum, states.tokens), session.terms)
-
-
-def round_trips(count: int, kind: type[Receiver]) -> dict[str, float]:
-    """Seconds, at the median, of an empty echo and of a packet, on one server and by one client, in turns."""
-
-    async def echo(request):
-        return Response(await request.body())
-
+def round_trips(count: int, kind: str) -> dict[str, float]:
+    """Seconds, at the median, of an empty echo and of a packet, on one server, a process of its own, and by one client,
+    in turns."""
     model, found = toy("gemma4"), {"echo": [], "packet": []}
-    with (
-        serving(receiver(kind=kind), routes=[Route("/echo", echo, methods=["POST"])]) as address,
-        remote(address) as peer,
-    ):
-        texts, beyond = Texts(model, PROMPTS[:1]), Timed(peer.beyond())
-        for _ in range(count):
-            stream, ids = joined([texts.run(np.array([[5]]))], model.config), mx.array([[5]])
-            mx.eval(stream.hidden, stream.inputs, *(a for kv in stream.shared.values() for a in kv))
-            assert beyond(stream, ids, [0], logits=False) is not None
-            started = time.perf_counter()
-            peer.runner.run(peer.link.post("/echo", b"", 0))
-            found["echo"].append(time.perf_counter() - started)
-        found["packet"] = beyond.seconds[1:]
+    process = start(["-m", "tests.peers", "gemma4", "127.0.0.1", "0", kind])
+    try:
+        with remote(process.stdout.readline().strip()) as peer:
+            texts, beyond = Texts(model, PROMPTS[:1]), Timed(peer.beyond())
+            for _ in range(count):
+                stream, ids = joined([texts.run(np.array([[5]]))], model.config), mx.array([[5]])
+                mx.eval(stream.hidden, stream.inputs, *(a for kv in stream.shared.values() for a in kv))
+                assert beyond(stream, ids, [0], logits=False) is not None
+                started = time.perf_counter()
+                peer.runner.run(peer.link.post("/echo", b"", 0))
+                found["echo"].append(time.perf_counter() - started)
+    finally:
+        process.kill()
+        ended(process)
+    found["packet"] = beyond.seconds[1:]
     return {name: median(times) for name, times in found.items()}
 
 
@@ -328,7 +316,7 @@ def round_trips(count: int, kind: type[Receiver]) -> dict[str, float]:
 def test_round_trip_figure():
     """What a packet costs beside an empty echo: without the blocks that it is for, and with those of a toy."""
     found, command = {}, {"command": "pytest -m prove tests/scripts/test_peer.py"}
-    for name, kind in (("idle", Idle), ("toy", Receiver)):
+    for name, kind in (("idle", "idle"), ("toy", "whole")):
         found |= {f"{name}, {what}": 1e3 * seconds for what, seconds in round_trips(400, kind).items()}
     ratio = {"value": round(found["idle, packet"] / found["idle, echo"], 2), "goal": "<= 2", **command}
     write_results("peer-trips", {"packet.echo_ratio": ratio}, milliseconds=found, rounds=400, seeds=[3])
