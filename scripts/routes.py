@@ -124,10 +124,8 @@ def way(
     above = named if named is not None and named > heads.taps[0] else None
     drafter, proposer = bundle.Drafter(heads), proposing(given.assistant, replies, given.known)
     how = {"proposer": proposer, "most": MOST, "least": LEAST, "pace": pace or Pace(), "watch": above}
-    proving = (
-        None if given.small is None else Proving(given.small, heads.decoder, likeliest or (lambda: sampler is greedy))
-    )
-    how |= {"proving": proving}
+    if given.small is not None:
+        how["proving"] = Proving(given.small, heads.decoder, likeliest or (lambda: sampler is greedy))
     near = beyond and beyond(drafter.tap)
     if mode != "lossless" and near and not near.same:
         near = None  # what early falls back to says what this host would
@@ -137,7 +135,8 @@ def way(
     assert audit is not None, "what early promises is watched"
     router = bundle.Router(heads, limited(heads, audit.risk))
     far = beyond and beyond(router.taps[-1])
-    return Watched(Early(replies, router, sampler, audit=audit, watch=named, beyond=far, proving=proving), lossless)
+    early = Early(replies, router, sampler, audit=audit, watch=named, beyond=far, proving=lossless.proving)
+    return Watched(early, lossless)
 
 
 class Proving(NamedTuple):

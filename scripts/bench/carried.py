@@ -22,8 +22,6 @@ from agp.cache import KV
 from agp.follow import follow
 from agp.macs import macs
 from agp.models.decoder import Decoder, Stream
-from agp.models.folder import build
-from agp.models.known import KNOWN
 from agp.pace import Pace
 from agp.replies import Replies
 from curricula.documents import Prompt
@@ -133,7 +131,7 @@ def read(passes: list[Pass], parts: Parts, grows: list[float]) -> float:
 def priced(name: str, found: dict[str, Any]) -> dict[str, Any]:
     mx.random.seed(SEED)
     large = random_bundle(RECIPES[name])
-    model = build(KNOWN[LARGE[name]])
+    model = large.decoder
     hope, told = large.late.macs(0)
     look = large.modules[0].macs + large.glance.macs + told
     parts, timed = sizes(model, look), growth(model)
