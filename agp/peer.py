@@ -25,7 +25,7 @@ from agp.beyond import Cost, Said, windows, within
 from agp.cache import KV
 from agp.models.decoder import Stream
 from agp.models.layout import Layout
-from agp.models.tensors import shown
+from agp.models.tensors import clean, shown
 from agp.packet import (
     HEADER,
     MOST,
@@ -48,6 +48,11 @@ LONGEST_ERROR = 4096  # bytes of an answer that says what was wrong
 UNOPENED, MISSING, BUSY = 404, 409, 503
 AGAIN = (UNOPENED, MISSING, BUSY)
 STATUS = {400: "refused", 401: "token", 412: "terms", 413: "refused"}
+MEANING = {
+    401: "it knows another token",
+    412: "it has another model, adapter or version (there is this host, here is the peer)",
+}
+OPEN = "/v1/open"
 HOPELESS = ("token", "terms")  # trying again would change nothing
 PASSING = ("connect", "lost")  # trying again at once may help
 
@@ -126,17 +131,19 @@ class Link:
         """What was said to it, of so many bytes at most."""
         try:
             status, said = await self.once(path, body, most)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as e:
+            self.counts.sent -= len(body)  # nothing went anywhere
+            raise Failed("connect", f"no connection: {e or 'none in time'}") from e
         except httpx2.TimeoutException as e:
             raise Failed("time", f"no answer in time: {type(e).__name__}") from e
-        except httpx2.ConnectError as e:
-            raise Failed("connect", f"no connection: {e}") from e
         except httpx2.TransportError as e:
             raise Failed("lost", f"the connection was lost: {type(e).__name__} {shown(str(e))}") from e
-        if status in AGAIN:
-            raise Again(status, f"the peer says {status}: {shown(said)}")
-        if status != 200:
-            raise Failed(STATUS.get(status, "status"), f"the peer says {status}: {shown(said)}")
-        return said
+        if status == 200:
+            return said
+        told = f"{MEANING.get(status, 'it refuses')}: it says {status}, {clean(said.decode('utf-8', 'replace'), 300)}"
+        if status == UNOPENED and path == OPEN:
+            raise Failed("terms", f"no `agp peer` is at this address: it says {status}")
+        raise Again(status, told) if status in AGAIN else Failed(STATUS.get(status, "status"), told)
 
     async def once(self, path: str, body: bytes, most: int) -> tuple[int, bytes]:
         counts, found = self.counts, bytearray()
@@ -241,7 +248,7 @@ class Remote:
 
     async def open(self) -> int:
         number = secrets.randbits(32)
-        await self.link.post("/v1/open", opening(self.terms, number), 0)
+        await self.link.post(OPEN, opening(self.terms, number), 0)
         return number
 
     async def sent(self, tail: "Tail", number: int, held: dict[str, int], logits: bool) -> Answer:

@@ -19,7 +19,8 @@ Gemma 4 too, with the heads of a run or without a run.
 A Gemma 3n may run as a smaller --regime of itself. Then its promise was calibrated for another model and only the audit
 watches over it; a peer goes on by the blocks of the whole model, and such a token is that one's, not this host's.
 
-Ctrl-C ends it; what was written stays. Without --temperature the likeliest token is taken, and a seed changes nothing.
+Ctrl-C ends it; what was written stays. Without --temperature the likeliest token is taken, and all that a seed decides
+is which tokens of `early` are audited.
 """
 
 import sys
@@ -136,10 +137,10 @@ def beside(args, given: Opened) -> Peers:
 
 
 def routed(args, given: Opened, tokens: Sequence[int], sampler: Sampler, clock: "Clock", peers: Peers | None) -> Way:
-    audit = None
+    audit, risk = None, 0.01 if args.risk is None else args.risk
     if args.mode == "early":
-        audit = Audit(0.01 if args.risk is None else args.risk, RATE, args.seed)
-        limited(given.heads, audit.risk)
+        limited(given.heads, risk)
+        audit = Audit(risk, RATE, args.seed)
     replies, beyond = begun(given.loaded.model, tokens, clock), None if peers is None else peers.beyond
     return way(given, args.mode, replies, sampler, audit=audit, beyond=beyond)
 
@@ -155,7 +156,11 @@ def written(path: str | None) -> Iterator[Any]:
     if path in (None, "-"):
         yield None if path is None else sys.stderr
         return
-    with open(path, "w") as file:
+    try:
+        file = open(path, "w")
+    except OSError as e:
+        raise ValueError(f"--trace {path} cannot be written: {e.strerror}") from e
+    with file:
         yield file
 
 
@@ -181,6 +186,8 @@ def faults(args) -> list[str]:
         wrong.append(f"--heads {args.heads} is for --mode early or lossless; at full depth no head is asked")
     if args.mode == "full" and args.small_head:
         wrong.append("--small-head is for --mode early or lossless; --mode full asks the whole head")
+    if args.peer is None and args.token_file is not None:
+        wrong.append("--token-file is for --peer, which is not given")
     if args.peer is None and args.peer_regime is not None:
         wrong.append("--peer-regime is of a peer; give --peer")
     if args.run is None and args.regime is not None:

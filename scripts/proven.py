@@ -1,6 +1,5 @@
 """`--small-head`: the likeliest token proven with less than the model's whole head, where that can be."""
 
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -19,8 +18,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--small-head",
         action="store_true",
-        help="of a run: prove the likeliest token with less than the whole vocabulary where that can be; "
-        "built at the start, saves multiplications, and time where a vocabulary is large and not quantized",
+        help="of a run, early or lossless: prove the likeliest token with less than the whole vocabulary where that "
+        "can be; built at the start, saves multiplications, and time where a vocabulary is large and not quantized",
     )
 
 
@@ -35,7 +34,7 @@ def beside(args: Namespace, given: Opened) -> Opened:
 
 def built(run: Path, decoder: Decoder) -> clusters.Head:
     states, size, dim = final(run, decoder), decoder.config.vocab_size, decoder.config.hidden_size
-    with tqdm(desc="small head", total=clusters.ROUNDS + 1, leave=False, file=sys.stderr) as bar:
+    with tqdm(desc="small head", total=clusters.ROUNDS + 1, leave=False, disable=None) as bar:
         _, head = clusters.built(
             decoder,
             states,

@@ -17,6 +17,7 @@ from agp.follow import Full, Token
 from agp.generate import Sampler, greedy
 from agp.lookup import Ending, Lookup, common
 from agp.lossless import Lossless, Proposer, Untapped
+from agp.models import gemma3n
 from agp.models.assistant import Assistant, load_assistant
 from agp.models.decoder import Decoder
 from agp.models.load import DTYPES, Loaded
@@ -47,6 +48,14 @@ class Opened(NamedTuple):
 
 def whole(run: Path) -> None:
     """Raises where it is not."""
+    if not run.is_dir():
+        raise ValueError(
+            f"{run} is {'a file' if run.exists() else 'not there'}; a folder that `agp train` made is needed"
+        )
+    if not (run / "recipe.json").exists() and not (run / "domain").exists():
+        raise ValueError(
+            f"{run} is no finished run, nor one that was begun; `agp train` makes one, `agp runs` lists them"
+        )
     if missing := [stage for stage in ("domain", "calibrate") if not (run / stage / "manifest.json").exists()]:
         raise ValueError(
             f"{run} is no finished run: {' and '.join(missing)} are not whole there; `agp runs` says how far it is, "
@@ -76,6 +85,8 @@ def viewed(loaded: Loaded, regime: str | None) -> Decoder:
     whole = whole_of(loaded.model)
     if regime is None:
         return whole
+    if not isinstance(whole, gemma3n.Model):
+        raise ValueError(f"{loaded.path} is no Gemma 3n, which alone has regimes; leave out {regime}")
     regimes = named(whole.config, loaded.path)
     if regime not in regimes:
         raise ValueError(f"{loaded.path} has no regime {regime}; it has {', '.join(regimes)}")

@@ -9,7 +9,10 @@ TOKEN = "[!-~]{16,512}"
 
 
 def token_of(file: Path | None) -> str | None:
-    source, token = ("AGP_TOKEN", os.environ.get("AGP_TOKEN")) if file is None else (file, file.read_text().strip())
+    try:
+        source, token = ("AGP_TOKEN", os.environ.get("AGP_TOKEN")) if file is None else (file, file.read_text().strip())
+    except OSError as e:
+        raise ValueError(f"the token file {file} cannot be read: {e.strerror}") from e
     if token is not None and not re.fullmatch(TOKEN, token):
         raise ValueError(f"{source} holds no token: 16 to 512 printable characters without spaces are needed")
     return token

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from agp.models.tensors import clean, shown
+from agp.models import tensors
+from agp.models.tensors import clean
 from agp.text import Tokenizer
 from heads.bundle import Bundle
 from scripts.routes import MODES, limited
@@ -82,14 +83,22 @@ class How(NamedTuple):
     usage: bool  # in a chunk of its own
 
 
+def shown(value: Any) -> str:
+    """As JSON has it."""
+    return "missing" if value is None else json.dumps(value) if isinstance(value, bool) else tensors.shown(value)
+
+
 def parsed(body: bytes) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")
 
     try:
         found = json.loads(body, parse_constant=refuse)
-    except (ValueError, RecursionError) as e:
-        raise Refused(400, f"the body is not JSON: {clean(str(e), 200)}") from e
+    except RecursionError as e:
+        raise Refused(400, "the body is nested too deep") from e
+    except ValueError as e:
+        why = "a number has too many digits" if "Exceeds the limit" in str(e) else clean(str(e), 200)
+        raise Refused(400, f"the body is not JSON: {why}") from e
     if not isinstance(found, dict):
         raise Refused(400, f"the body is {shown(found)}; a JSON object is needed")
     return {name: value for name, value in found.items() if value is not None}

@@ -12,7 +12,9 @@ curl http://127.0.0.1:8430/v1/chat/completions -H "Content-Type: application/jso
 
 Every token takes all blocks unless a request says otherwise: "agp": {"mode": "early", "risk": 0.01, "trace": true}.
 With a --peer what goes above the tap, early or lossless, goes there, and is done here where no answer comes in time.
-Without a temperature the likeliest token is taken; with one, the same seed gives the same text in any company.
+Without a temperature the likeliest token is taken; with one, the same seed gives the same text in any company. Not so
+`early`: its audit draws tokens that run to full depth, and one that finds the promise broken goes for all.
+A reply that runs out of --seconds, or of --grace at the end, says "length", as one that is as long as it may be.
 Only this machine may ask, unless --host says otherwise; then a token is required, and travels as it is: over a network
 that others use too, put TLS in front. Ctrl-C or SIGTERM lets replies end first; a second one does not wait.
 """

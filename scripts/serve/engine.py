@@ -4,6 +4,7 @@ A prompt is prefilled alone, and between its chunks the others go on. Whoever go
 groups take turns, a step each. What a reply says does not hang on the company it was in.
 """
 
+import sys
 import threading
 import time
 from collections import deque
@@ -61,6 +62,7 @@ class Engine:
         self.groups: dict[tuple[str, float | None], Group] = {}
         self.changed = threading.Condition()
         self.requests = 0
+        self.told: set[tuple[str, object]] = set()  # on stderr
         self.last: float | None = None  # when all that is left ends; None: not closed
         self.alive = True
         self.ready: Future[Served] = Future()
@@ -193,7 +195,7 @@ class Engine:
         for way, group in list(self.groups.items()):
             for reply in group.rows:
                 if reply.late:
-                    reply.cut()
+                    self.cut(reply, f"it took longer than {self.limits.seconds:g} seconds")
             before = list(group.rows)
             self.guarded(way, group.step)
             for reply in before:
@@ -220,6 +222,29 @@ class Engine:
     def note(self) -> None:
         asked = {} if self.ways.peers is None else self.ways.peers.asked
         self.metrics.stands(len(self.waiting), self.rows, self.ways.audits, asked)
+        self.say()
+
+    def say(self) -> None:
+        """What clients are not told, once: a promise that was broken, and a peer that fails, by why."""
+        for risk, audit in self.ways.audits.items():
+            if audit.broken:
+                what = (
+                    f"early at a risk of {risk:g} goes on lossless: {audit.differed} of {audit.looked} tokens differed"
+                )
+                self.once(("early", risk), what)
+        for of in [] if self.ways.peers is None else self.ways.peers.asked.values():
+            for reason in of.counts.failures:
+                self.once(("peer", reason), f"the peer did not answer, and its part is done here: {of.counts.last}")
+
+    def once(self, key: tuple[str, object], what: str) -> None:
+        if key not in self.told:
+            self.told.add(key)
+            print(f"agp serve: {what}", file=sys.stderr, flush=True)
+
+    def cut(self, reply: Reply, why: str) -> None:
+        if not reply.over:
+            print(f"agp serve: a reply ends after {reply.count} tokens: {why}", file=sys.stderr, flush=True)
+        reply.cut()
 
     def end(self) -> None:
         """All that is under way ends where it is, and what waits is refused."""
@@ -228,7 +253,7 @@ class Engine:
             groups, self.groups = self.groups, {}
         for group in groups.values():
             for reply in group.rows:
-                reply.cut()
+                self.cut(reply, "the server is going down")
         for reply in waiting:
             reply.refuse(Refused(503, "the server is going down"))
 

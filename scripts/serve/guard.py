@@ -27,7 +27,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        status = 500  # of what fails before it begins
+        status = 499  # the client has gone before anything began
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -42,6 +42,9 @@ class Guard:
         try:
             refused = self.refused(path, Headers(scope=scope))
             await (self.app if refused is None else refused.response())(scope, receive, counted)
+        except Exception:
+            status = 500
+            raise
         finally:
             self.metrics.requests.labels(path if path in self.known else "other", status).inc()
 

@@ -105,8 +105,10 @@ async def refused(request: Request, error: Any) -> Response:
 async def unknown(request: Request, error: Any) -> Response:
     """Paths and methods that are not here."""
     assert isinstance(error, HTTPException)
-    what = f"{clean(request.method)} {clean(request.url.path)}: {error.detail}"
-    return Refused(error.status_code, what, code="unknown_url", headers=error.headers).response()
+    what, code = f"{clean(request.method)} {clean(request.url.path)}: {error.detail}", "unknown_url"
+    if error.status_code == 405:
+        what, code = f"{what}; {(error.headers or {}).get('Allow', 'another method')} is", "method_not_allowed"
+    return Refused(error.status_code, what, code=code, headers=error.headers).response()
 
 
 async def broken(request: Request, error: Exception) -> Response:

@@ -299,7 +299,7 @@ def test_a_reply_ends_where_the_context_is_full():
     assert heard.text == alone(Asked(prompt, 3, temperature=3.0))
 
 
-def test_an_audit_outlives_its_group_and_its_alarm_is_seen(tmp_path):
+def test_an_audit_outlives_its_group_and_its_alarm_is_seen(tmp_path, capsys):
     """A threshold that lets all go keeps no promise: from the alarm on, text is that of full depth."""
     lax(tmp_path)
     given = Opened(*opened(tmp_path))
@@ -320,9 +320,10 @@ def test_an_audit_outlives_its_group_and_its_alarm_is_seen(tmp_path):
     heard, _ = ask(engine, chat(TASKS[1], given), 12, mode="early", risk=0.01)
     turns(engine)
     assert heard.text == alone(Asked(chat(TASKS[1], given), 12), given)
+    assert capsys.readouterr().err.count("agp serve: early at a risk of 0.01 goes on lossless: ") == 1
 
 
-def test_told_to_close_it_ends_what_is_late_and_lets_nobody_in():
+def test_told_to_close_it_ends_what_is_late_and_lets_nobody_in(capsys):
     engine, heard = Engine("tiny", lambda: Opened(agp.load("tiny-gemma4")), Limits(batch=1)), queue.Queue()
     engine.start()
     engine.submit(Asked(chat("x"), 3000, temperature=3.0), heard.put).ends = set()
@@ -336,6 +337,7 @@ def test_told_to_close_it_ends_what_is_late_and_lets_nobody_in():
     while not heard.empty():
         last = heard.get()
     assert last[-1].finish == "length" and waits.refused.status == 503 and not engine.alive
+    assert "tokens: the server is going down" in capsys.readouterr().err
 
 
 def test_what_cannot_be_opened_is_said_where_it_was_asked():

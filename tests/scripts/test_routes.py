@@ -82,7 +82,7 @@ def test_a_peer_runs_what_is_above_the_tap_and_its_loss_changes_nothing(say, tmp
         peer.kill()
         ended(peer, within=20)
     code, text, err = say(*run, *PROMPT, *there, *seen)
-    assert (code, text) == (0, full) and "after block 4: 0 of" in err and "at last: no connection" in err
+    assert (code, text) == (0, full) and "after block 4: 0 of" in err and "0 bytes sent, at last: no connection" in err
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,13 @@ def test_a_peer_runs_what_is_above_the_tap_and_its_loss_changes_nothing(say, tmp
         (["--run", "SMOKE", "--dtype", "float16"], "a run has its own; leave out --dtype"),
         (["--run", "SMOKE", "--peer", "http://127.0.0.1:1"], "--peer is for --mode early or lossless"),
         (["--run", "SMOKE", "--trace", "-"], "--trace is for --mode early or lossless"),
-        (["--run", "tests"], "tests is no finished run: domain and calibrate are not whole there"),
+        (["--run", "tests"], "tests is no finished run, nor one that was begun"),
+        (["--run", "nowhere"], "nowhere is not there; a folder that `agp train` made is needed"),
+        (["--run", "README.md"], "README.md is a file; a folder that `agp train` made is needed"),
+        (["--run", "SMOKE", "--mode", "early", "--risk", "7"], "promises nothing for a risk of 7; it was"),
+        (["--run", "SMOKE", "--mode", "early", "--regime", "small"], "is no Gemma 3n, which alone has regimes"),
+        (["--run", "SMOKE", "--mode", "lossless", "--token-file", "x"], "--token-file is for --peer, which is not"),
+        (["--run", "SMOKE", "--mode", "early", "--trace", "no/x"], "--trace no/x cannot be written: No such file"),
     ],
 )
 def test_what_makes_no_sense_is_refused(say, words, what):

@@ -316,6 +316,8 @@ def test_a_whole_answer_that_nobody_waits_for_frees_its_row_too(small):
     until(lambda: small.metric("agp_rows ") == 1)
     connection.close()
     until(lambda: small.metric("agp_rows ") == 0)
+    until(lambda: small.metric('agp_requests_total{path="/v1/chat/completions",status="499"}') == 1)
+    assert 'path="/v1/chat/completions",status="500"' not in small.ask("GET", "/metrics")[2].decode()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -142,7 +142,7 @@ def test_a_peer_that_is_killed_in_the_middle_changes_nothing(runs, alone, run, m
 
 
 @pytest.mark.parametrize("reason", ["terms", "token"])
-def test_a_peer_of_another_model_or_that_does_not_know_us_is_left_alone(reason, runs, alone):
+def test_a_peer_of_another_model_or_that_does_not_know_us_is_left_alone(reason, runs, alone, capsys):
     def open() -> Opened:
         of = given(runs["strict"], address, WORD if reason == "terms" else "a-word-that-one-host-knows")
         if reason == "terms":
@@ -156,6 +156,18 @@ def test_a_peer_of_another_model_or_that_does_not_know_us_is_left_alone(reason, 
         assert texts[0] == texts[1]
         assert running.metric(f'agp_peer_failures_total{{block="4",reason="{reason}"}}') == 1
         assert counted(running, "calls") == 1, "trying again would change nothing"
+    why = "it has another model, adapter or version" if reason == "terms" else "it knows another token"
+    assert capsys.readouterr().err.count(f"agp serve: the peer did not answer, and its part is done here: {why}") == 1
+
+
+def test_an_address_where_another_server_answers_is_no_peer(runs, alone, capsys):
+    with (
+        Running(lambda: given(runs["strict"], f"http://127.0.0.1:{alone.port}")) as running,
+        running.client() as client,
+    ):
+        assert asked(client, TASKS[3], "lossless").choices[0].message.content
+        assert counted(running, "calls") == 1
+    assert "no `agp peer` is at this address: it says 404" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("answer", ["nonsense", pytest.param("silence", marks=pytest.mark.slow)])
