@@ -62,4 +62,6 @@ def within(stream: Stream, config: Layout) -> Stream:
 def newest(kv: KV, window: int | None, more: int) -> KV:
     size = kv.keys.shape[2]
     kept = size if window is None else min(size, window + more)
+    if kept == size:
+        return kv
     return KV(*(a[:, :, size - kept :] for a in kv))

@@ -314,9 +314,10 @@ class Tail:
     def __init__(self, remote: Remote, session: Session, stream: Stream, tokens: mx.array, row: int):
         size, places = tokens.shape[1], None if stream.where is None else np.array(stream.where[row])
         self.at = np.arange(size) if places is None else np.flatnonzero(places[-size:] >= 0)
-        there = mx.array(self.at)
-        self.remote, self.session, self.tokens = remote, session, tokens[row, there].astype(mx.int32)
-        self.hidden = stream.hidden[row, there].reshape(len(self.tokens), -1)
+        self.remote, self.session = remote, session
+        self.tokens = mx.array(np.array(tokens, np.int32)[row, self.at])
+        hidden = stream.hidden[row] if places is None else stream.hidden[row, mx.array(self.at)]
+        self.hidden = hidden.reshape(len(self.tokens), -1)
         self.end = stream.end if places is None else int(places.max()) + 1
         self.begin = self.end - len(self.tokens)
         self.shared = {kind: its(kv, row, places) for kind, kv in stream.shared.items()}
@@ -324,7 +325,7 @@ class Tail:
 
     @property
     def arrays(self) -> Any:
-        return self.tokens, self.hidden, list(self.shared.values())
+        return self.hidden, list(self.shared.values())
 
     @cached_property
     def numbers(self) -> dict[str, KV]:
@@ -363,7 +364,7 @@ def steady(stream: Stream) -> bool:
 def its(kv: KV, row: int, places: np.ndarray | None) -> KV:
     """Of one row, without holes."""
     if places is None:
-        return KV(*(a[row : row + 1] for a in kv))
+        return kv if len(kv.keys) == 1 else KV(*(a[row : row + 1] for a in kv))
     at = mx.array(np.flatnonzero(places[-kv.keys.shape[2] :] >= 0))
     return KV(*(a[row : row + 1, :, at] for a in kv))
 

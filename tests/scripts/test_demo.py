@@ -111,7 +111,7 @@ def test_the_word_of_both_hosts_is_in_a_file_that_nobody_else_reads():
     "words, what",
     [
         (["nowhere/at-all"], "there is no run at nowhere/at-all; `agp train` makes runs/tiny"),
-        (["tests"], "tests is no finished run: domain and calibrate are not whole there"),
+        (["tests"], "tests is no finished run, nor one that was begun"),
     ],
 )
 def test_without_a_run_it_says_what_makes_one(words, what, capsys):
