@@ -33,6 +33,7 @@ prove: $(READY)
 	$(BIN)/agp bench export
 	$(BIN)/agp bench mission
 	$(BIN)/agp bench promises
+	$(BIN)/agp bench carry
 	$(BIN)/agp bench decode --routed runs/tiny
 	$(BIN)/agp figures --check
 
