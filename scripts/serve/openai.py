@@ -71,13 +71,13 @@ class Api:
             raise Refused(400, "the body ended too early", headers=closing) from e
 
     def listed(self) -> dict[str, Any]:
-        served = self.served
+        served, longest = self.served, {"tokens": self.limits.tokens}
         found = {"id": served.name, "object": "model", "created": 0, "owned_by": "agp"}
         if served.heads is None:
-            return found
+            return found | {"agp": longest}
         heads, limits = served.heads, served.heads.limits["revive"]
         about = {"blocks": heads.decoder.config.num_layers, "taps": list(heads.taps), "modes": list(MODES)}
-        about |= {"peer": self.engine.ways.peers is not None}
+        about |= {"peer": self.engine.ways.peers is not None} | longest
         return found | {"agp": about | {"risks": [risk for risk, limit in limits.items() if limit is not None]}}
 
     async def models(self, request: Request) -> Response:

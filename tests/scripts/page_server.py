@@ -24,6 +24,7 @@ HEADS = {
     "risks": ["0.01", "0.02"],
     "modes": ["full", "early", "lossless"],
     "peer": True,
+    "tokens": 100,
 }
 PROSE = (
     "Here| is| the| list|,| turned| around|:|\n|c|,| b|,| a|.|\n|\n|Each| letter| kept| its| own| comma|,"

@@ -196,7 +196,8 @@ def test_models(client, routed):
         about = run.models.list().data[0].model_extra["agp"]
     assert about["modes"] == ["full", "early", "lossless"] and about["blocks"] == 12
     assert about["risks"] and all(float(risk) for risk in about["risks"]) and about["taps"][0] == 4
-    assert about["peer"] is False
+    assert about["peer"] is False and about["tokens"] == LIMITS.tokens
+    assert client.models.retrieve("tiny").model_extra["agp"] == {"tokens": LIMITS.tokens}
 
 
 def test_how_likely_tokens_were(client):

@@ -363,11 +363,13 @@ async function begin() {
   const told = await (await asked("v1/models")).json();
   const model = told.data?.[0];
   if (!model) throw new Error("The server names no model.");
-  const { blocks = null, taps = [], risks = [], peer = false, ...rest } = model.agp ?? {};
+  const { blocks = null, taps = [], risks = [], peer = false, tokens = null, ...rest } = model.agp ?? {};
   const modes = (rest.modes ?? []).filter((mode) => mode !== "early" || risks.length); // no risk is kept, none leaves
   const exits = [...new Set(blocks == null ? taps : [...taps, blocks - 1])].sort((a, b) => a - b);
   Object.assign(server, { id: model.id, blocks, exits, modes, risks, peer });
   $("about").textContent = joined([model.id, blocks && many(blocks, "block"), peer && "with a peer"]);
+  if (tokens) $("most").max = tokens;
+  if (tokens) $("most").value = Math.min($("most").value, tokens);
   $("mode").replaceChildren(...modes.map((mode) => make("option", { value: mode }, named(mode))));
   $("mode").value = ["early", "lossless", "full"].find((mode) => modes.includes(mode)) ?? "";
   $("risk").replaceChildren(...risks.map((risk) => make("option", { value: risk }, `${risk}`)));
