@@ -2,7 +2,9 @@
 
 The run's model as it is, and widened so that it says the same and costs more (scripts/bench/widen.py): its exits are
 real at every size. A unit is a held-out prompt, answered by all ways one after another, in another order each time;
-what is timed is decoding alone. An answer of early is its own, as long as it is.
+what is timed is decoding alone, from a cache that holds all of the prompt but its last token to the last token of the
+answer: who says several tokens at once has them counted with the time that they took. An answer of early is its own,
+as long as it is.
 """
 
 import gc
@@ -20,8 +22,9 @@ from tqdm import tqdm
 
 from agp.artifacts import write_results
 from agp.audit import Audit
+from agp.cache import Cache
 from agp.follow import follow
-from agp.generate import generate, make_sampler
+from agp.generate import CHUNK, generate, make_sampler, prefill
 from agp.macs import macs
 from agp.models.decoder import Decoder
 from agp.pace import Pace
@@ -36,6 +39,7 @@ from scripts.routes import MOST, RATE, Opened, opened, way
 
 COMMAND = "agp bench decode --routed"
 SEED = 0
+MOST_TOKENS = 24  # of an answer
 RISKS = (0.01, 0.05)
 WIDTHS = {"tiny": (1, 100), "100M": (5, 60), "500M": (12, 30)}  # how many times as wide, and prompts
 
@@ -46,7 +50,8 @@ class Timed(NamedTuple):
     drafted: float  # share of tokens that left early, or were drafted right
 
 
-Way = Callable[[Prompt, int], Iterator[int | tuple[int, bool]]]
+Tokens = Iterator[tuple[int, bool]]  # ids, and whether it left early or was drafted
+Way = Callable[[Prompt, int], Tokens]  # the prompt is read by the call, the answer is made as it is asked for
 
 
 def measure(run: Path, name: str, count: int) -> dict[str, Any]:
@@ -100,24 +105,29 @@ def sampler(prompt: Prompt, n: int):
 
 
 def full(model: Decoder, stop: set[int]) -> Way:
-    def tokens(prompt: Prompt, n: int):
-        for step in generate(model, prompt.ids, max_tokens=24, sampler=sampler(prompt, n), stop=stop):
+    def made(prompt: Prompt, n: int, cache: Cache) -> Tokens:
+        how = {"max_tokens": MOST_TOKENS, "sampler": sampler(prompt, n), "stop": stop, "cache": cache}
+        for step in generate(model, prompt.ids[-1:], **how):
             yield step.token, False
 
-    return tokens
+    def begun(prompt: Prompt, n: int) -> Tokens:
+        cache = model.make_cache()
+        mx.eval(prefill(model, mx.array([prompt.ids[:-1]]), cache, CHUNK), cache.arrays)
+        return made(prompt, n, cache)
+
+    return begun
 
 
 def routed(given: Opened, mode: str, risk: float, stop: set[int]) -> Way:
     last, pace = given.heads.decoder.config.num_layers - 1, Pace()
 
-    def tokens(prompt: Prompt, n: int):
-        replies = Replies.begun(given.heads.decoder, [prompt.ids], slack=MOST + 1)
+    def made(prompt: Prompt, n: int, replies: Replies) -> Tokens:
         audit = Audit(risk, RATE, n) if mode == "early" else None
         going = way(given, mode, replies, sampler(prompt, n), audit=audit, pace=pace, watching=False)
-        for token in follow(going, max_tokens=24, stop=stop):
+        for token in follow(going, max_tokens=MOST_TOKENS, stop=stop):
             yield token.id, token.block < last
 
-    return tokens
+    return lambda prompt, n: made(prompt, n, Replies.begun(given.heads.decoder, [prompt.ids], slack=MOST + 1))
 
 
 def theirs(model: Decoder, stop: set[int]) -> Way:
@@ -133,15 +143,22 @@ def theirs(model: Decoder, stop: set[int]) -> Way:
     other.load_weights([(f"model.{path}", a) for path, a in flat(model)], strict=True)
     stream = mx.default_stream(mx.default_device())
 
-    def tokens(prompt: Prompt, n: int):
+    def made(prompt: Prompt, n: int, cache: list[Any]) -> Tokens:
         draw, turn = sampler(prompt, n), iter(range(1 << 30))
         choose = lambda logits: draw(logits, [next(turn)])
-        for token, _ in generate_step(mx.array(prompt.ids), other, stream, max_tokens=24, sampler=choose):  # type: ignore[call-arg]
+        how: Any = {"max_tokens": MOST_TOKENS, "sampler": choose, "prompt_cache": cache}
+        for token, _ in generate_step(mx.array(prompt.ids[-1:]), other, stream, **how):
             yield int(token), False
             if int(token) in stop:
                 return
 
-    return tokens
+    def begun(prompt: Prompt, n: int) -> Tokens:
+        cache = other.make_cache()
+        other(mx.array([prompt.ids[:-1]]), cache=cache)
+        mx.eval([of.state for of in cache])
+        return made(prompt, n, cache)
+
+    return begun
 
 
 SAME = (
@@ -159,16 +176,16 @@ SAME = (
 
 
 def timed(way: Way, prompt: Prompt, n: int) -> tuple[Timed, list[int]]:
-    """From the first token on: prefill is another matter."""
-    tokens: Any = way(prompt, n)
-    said, early = [next(tokens)[0]], 0
+    """Without the prefill. What was begun beyond the last token is waited for by nobody, and not timed."""
+    tokens = way(prompt, n)
     mx.synchronize()
-    began = time.perf_counter()
-    for id, left in tokens:
+    began, said, left, ended = time.perf_counter(), [], 0, 0.0
+    for id, early in tokens:
+        ended = time.perf_counter()
         said.append(id)
-        early += left
+        left += early
     mx.synchronize()
-    return Timed(time.perf_counter() - began, len(said) - 1, early / max(len(said) - 1, 1)), said
+    return Timed(ended - began, len(said), left / len(said)), said
 
 
 def shares(heads: Bundle) -> dict[str, float]:
@@ -189,22 +206,19 @@ def together(found: list[Timed]) -> float:
 
 
 def summary(measured: dict[str, Any]) -> dict[str, Any]:
-    """Prompts that some way answers with one token have nothing to time."""
     found: dict[str, list[Timed]] = measured.pop("found")
-    whole = [n for n in range(measured["prompts"]) if all(given[n].tokens for given in found.values())]
-    some = {name: [given[n] for n in whole] for name, given in found.items()}
     ways = {}
-    for name, given in some.items():
-        pairs, counts = paired_ratio(rates(some["full"]), rates(given), SEED), [of.tokens for of in given]
+    for name, given in found.items():
+        pairs, counts = paired_ratio(rates(found["full"]), rates(given), SEED), [of.tokens for of in given]
         early = bootstrap_mean([of.drafted * of.tokens for of in given], SEED, counts)
         ways[name] = {
             "tokens_per_second": round(together(given), 2),
             "ratio": round(pairs.value, 4),
             "interval": [round(edge, 4) for edge in pairs.interval],
-            "ratio_together": round(together(given) / together(some["full"]), 4),
+            "ratio_together": round(together(given) / together(found["full"]), 4),
             "early": round(early.value, 4),
         }
-    return measured | {"timed": len(whole), "ways": ways}
+    return measured | {"ways": ways}
 
 
 def line(name: str, told: dict[str, Any]) -> str:

@@ -21,7 +21,22 @@ def test_every_way_is_timed_at_every_width(tmp_path, monkeypatch, capsys):
     assert {of["same"] for of in told["sizes"].values()} == {COUNT}
     assert told["sizes"]["100M"]["parameters"] > 3 * told["sizes"]["tiny"]["parameters"]
     ways = {"full", "mlx-lm", "lossless", "early_0.01", "early_0.05"}
-    assert all(of["ways"].keys() == ways and of["timed"] for of in told["sizes"].values())
+    assert all(of["ways"].keys() == ways for of in told["sizes"].values())
     assert told["sizes"]["tiny"]["ways"]["early_0.01"]["early"] > 0.8, "all but the audited ones"
     assert set(told["figures"]) == {"lossless.speed_ratio", "early.speed_ratio_1pct", "early.speed_ratio_5pct"}
     assert "500M" in capsys.readouterr().out
+
+
+def test_tokens_that_come_together_are_counted_with_the_time_they_took():
+    def way(prompt, n):
+        time.sleep(0.02)  # reads the prompt
+        return made()
+
+    def made():
+        time.sleep(0.05)
+        yield from [(1, True), (2, True), (3, False)]
+        time.sleep(0.05)  # begins what nobody asks for
+
+    (seconds, tokens, drafted), said = routed.timed(way, Prompt([1], True, 0), 0)
+    assert (tokens, said, drafted) == (3, [1, 2, 3], 2 / 3)
+    assert 0.05 <= seconds, "not only the time between the first and the last"
