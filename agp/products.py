@@ -2,9 +2,11 @@
 
 It copies what it multiplies into an order of its own, which for a few rows costs more than the product; and for one row
 alone it reads at half the speed of memory. Small products its kernels for AVX-512 take uncopied, but one thread takes
-them: where there are more, several rows are faster whole.
+them: where there are two, a large matrix is halved, and a second stream takes the other half. Where there are more,
+which nobody has measured, several rows stay whole.
 """
 
+import threading
 from functools import lru_cache
 
 import mlx.core as mx
@@ -13,9 +15,22 @@ import mlx.nn as nn
 from agp import blas
 from agp.fused import CPU, FEW
 
-MOST = (FEW if blas.threads() == 1 else 1) if CPU and blas.uncopied() else 0  # rows that are taken in pieces
+MOST = FEW if CPU and blas.uncopied() else 0  # rows that are taken in pieces
+HALVED = blas.threads() == 2
+ALONE = FEW if blas.threads() == 1 else 1  # rows that one thread takes in pieces; with another's help more are whole
 SMALL = 1_000_000  # multiplications
+LARGE = 500_000  # numbers of a matrix that is worth a second stream
 LEAST = 16  # rows of a matrix that are worth a call
+
+
+class Beside(threading.local):
+    """Of every thread the stream that its own one shares work with."""
+
+    def __init__(self):
+        self.stream = mx.new_stream(mx.cpu)
+
+
+beside = Beside()
 
 
 class Linear(nn.Linear):
@@ -34,10 +49,20 @@ def times(x: mx.array, weight: mx.array) -> mx.array:
     rows, (height, width) = x.size // x.shape[-1], weight.shape
     if rows > MOST or not x.dtype == weight.dtype == mx.float32:
         return x @ weight.T
+    if HALVED and height * width >= LARGE:
+        half = height // 2
+        other = cut(x, weight[half:], beside.stream)
+        return mx.concatenate([cut(x, weight[:half]), other], axis=-1)
+    return x @ weight.T if rows > ALONE else cut(x, weight)
+
+
+def cut(x: mx.array, weight: mx.array, stream: mx.Stream | None = None) -> mx.array:
+    rows, (height, width) = x.size // x.shape[-1], weight.shape
     if (count := pieces(rows, height, width)) == 1:
-        return x @ weight.T
+        return mx.matmul(x, weight.T, stream=stream)
     parts = mx.unflatten(weight, 0, (count, -1)).swapaxes(1, 2)
-    return (x.reshape(1, rows, width) @ parts).swapaxes(0, 1).reshape(*x.shape[:-1], height)
+    found = mx.matmul(x.reshape(1, rows, width), parts, stream=stream)
+    return found.swapaxes(0, 1).reshape(*x.shape[:-1], height)
 
 
 @lru_cache

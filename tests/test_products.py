@@ -1,5 +1,7 @@
 """A few positions by a large matrix: the same product in pieces. Small ones, many positions and halves stay whole."""
 
+from threading import Thread
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -9,10 +11,13 @@ from agp.fused import FEW
 from agp.products import LEAST, SMALL, Embedding, Linear, pieces, times
 
 
-@pytest.fixture(autouse=True)
-def in_pieces(monkeypatch):
+@pytest.fixture(autouse=True, params=[False, True], ids=["one thread", "two"])
+def halved(request, monkeypatch):
     """Whatever this machine has: the product is the same."""
     monkeypatch.setattr(products, "MOST", FEW)
+    monkeypatch.setattr(products, "HALVED", request.param)
+    monkeypatch.setattr(products, "ALONE", 1 if request.param else FEW)
+    return request.param
 
 
 def random(*shape, dtype=mx.float32):
@@ -46,18 +51,35 @@ def test_pieces_are_equal_small_and_no_more_than_are_needed():
     assert pieces(1, 768, 192) == 1 and pieces(5, 997, 1500) == 1 and pieces(8, 64, 90_000) == 1
 
 
-def test_only_a_few_positions_of_single_precision_are_cut(monkeypatch):
+def test_only_a_few_positions_of_single_precision_are_cut(monkeypatch, halved):
     asked = []
     monkeypatch.setattr(products, "pieces", lambda *of: asked.append(of) or pieces(*of))
+    monkeypatch.setattr(products, "LARGE", 0)
     weight = random(2048, 700)
     times(random(1, FEW + 1, 700), weight)
     times(random(1, 2, 700, dtype=mx.bfloat16), weight.astype(mx.bfloat16))
     assert not asked
     times(random(1, FEW, 700), weight)
-    assert asked == [(FEW, 2048, 700)]
-    monkeypatch.setattr(products, "MOST", 1)
+    assert asked == ([(FEW, 1024, 700)] * 2 if halved else [(FEW, 2048, 700)])
+    monkeypatch.setattr(products, "HALVED", False)
+    monkeypatch.setattr(products, "ALONE", 1)
+    asked.clear()
     times(random(1, 2, 700), weight)
-    assert len(asked) == 1
+    assert not asked, "which two threads take whole"
+    times(random(1, 1, 700), weight)
+    assert asked == [(1, 2048, 700)]
+
+
+def test_every_thread_has_halves_of_its_own(halved):
+    """A stream is its thread's alone: who multiplied on another's would end with an error."""
+    x, weight = random(1, 2, 960), random(960, 1200)[:, :960]
+    mx.eval(x, weight)
+    found = []
+    for _ in range(3):
+        thread = Thread(target=lambda: found.append(np.array(times(x, weight))))
+        thread.start()
+        thread.join()
+    assert len(found) == 3 and all(np.array_equal(of, np.array(times(x, weight))) for of in found)
 
 
 def test_layers_multiply_so_and_learn_as_ever():
