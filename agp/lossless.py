@@ -151,7 +151,7 @@ class Lossless:
         none where they would only cost time. Tokens that are `proving` need no whole head."""
         self.replies, self.drafter, self.sampler, self.proposer = replies, drafter, sampler, proposer
         self.most, self.least, self.watched, self.beyond, self.proving = most, least, Watch(watch), beyond, proving
-        self.pace = None if pace is None else pace.text()
+        self.pace = None if pace is None else pace.text(drawn=sampler is not greedy)
         if beyond is not None and not beyond.same:
             raise ValueError(
                 "lossless says what this host would, and the peer answers by another regime; give it one of the same"

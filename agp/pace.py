@@ -17,13 +17,13 @@ class Pace:
 
     def __init__(self) -> None:
         self.plain: float | None = None  # seconds of a step without drafts
-        self.gain: float | None = None  # of a step with drafts, in steps without
+        self.gain: dict[bool, float | None] = {True: None, False: None}  # of a step with drafts, in steps without
         self.wanted = TRIED + 1  # steps without drafts still to be timed; the first compiles
         self.drafted = 0  # steps with drafts
 
-    def text(self) -> "Text":
-        """Of replies that begin now."""
-        return Text(self)
+    def text(self, drawn: bool = False) -> "Text":
+        """Of replies that begin now. Tokens that are `drawn` are foreseen more seldom: they are known apart."""
+        return Text(self, drawn)
 
     @property
     def drafts(self) -> bool | None:
@@ -36,7 +36,7 @@ class Pace:
             self.plain = mixed(self.plain, seconds, PLAIN)
         self.wanted = max(0, self.wanted - 1)
 
-    def beside(self, seconds: float, tokens: float) -> float | None:
+    def beside(self, seconds: float, tokens: float, drawn: bool) -> float | None:
         """What a step with drafts gained, where that can be said."""
         self.drafted += 1
         if self.drafted % AGAIN == 0:
@@ -44,14 +44,15 @@ class Pace:
         if self.plain is None:
             return None
         gain = max(tokens - seconds / self.plain, WORST)
-        self.gain = mixed(self.gain, gain, MACHINE)
+        self.gain[drawn] = mixed(self.gain[drawn], gain, MACHINE)
         return gain
 
 
 class Text:
-    def __init__(self, pace: Pace) -> None:
-        self.pace, self.gain, self.wait = pace, pace.gain, SHORTEST
-        self.left = 0 if pace.gain is None or pace.gain >= 0 else 2 * SHORTEST  # steps without drafts
+    def __init__(self, pace: Pace, drawn: bool) -> None:
+        self.pace, self.drawn, self.gain = pace, drawn, pace.gain[drawn]
+        lost = self.gain is not None and self.gain < 0
+        self.left, self.wait = (2 * SHORTEST, 4 * SHORTEST) if lost else (0, SHORTEST)  # steps without drafts, and next
         self._drafted = True
 
     def drafts(self) -> bool:
@@ -66,7 +67,7 @@ class Text:
             if not before:
                 self.pace.alone(seconds)
             return
-        gain = self.pace.beside(seconds, tokens)
+        gain = self.pace.beside(seconds, tokens, self.drawn)
         if gain is not None:
             self.gain = mixed(self.gain, gain, TEXT)
             lost = self.gain < 0

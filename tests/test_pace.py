@@ -17,9 +17,9 @@ class Simulated:
         self.pace, self.long, self.short = Pace(), long, short
         self.rng, self.seen, self.spent, self.tokens, self.drafted = np.random.default_rng(seed), set(), 0.0, 0.0, []
 
-    def text(self, steps, tokens):
+    def text(self, steps, tokens, drawn=False):
         """Shares of steps that drafted in each hundred; `tokens(step)` is what drafts bring."""
-        text, drafted, before = self.pace.text(), [], True
+        text, drafted, before = self.pace.text(drawn), [], True
         for step in range(steps):
             draft = text.drafts()
             long, short = (of(step) if callable(of) else of for of in (self.long, self.short))
@@ -60,6 +60,16 @@ def test_where_texts_in_general_lose_a_new_one_does_not_begin_with_drafts():
     for _ in range(20):
         of.text(10, lambda step: 1)
     assert of.text(4, lambda step: 1)[0] == 0
+    assert of.text(24, lambda step: 1)[0] < 0.1, "and soon after it does not try for long"
+
+
+def test_texts_that_are_drawn_say_nothing_of_others():
+    of = Simulated(1.5, 1.0)
+    for _ in range(20):
+        of.text(10, lambda step: 1, drawn=True)
+        of.text(10, lambda step: 4)
+    assert of.text(4, lambda step: 1, drawn=True)[0] == 0
+    assert of.text(4, lambda step: 4)[0] == 1
 
 
 def test_texts_that_lost_once_do_not_decide_for_ever():

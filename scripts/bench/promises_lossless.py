@@ -112,8 +112,8 @@ def groups(prompts: Sequence[Prompt], batch: int) -> list[list[int]]:
 class Drafting(Pace):
     """Always: what is promised holds whether drafts are worth their while or not."""
 
-    def text(self) -> Text:
-        found = Text(self)
+    def text(self, drawn: bool = False) -> Text:
+        found = Text(self, drawn)
         found.drafts = lambda: True
         return found
 
