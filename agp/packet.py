@@ -246,6 +246,12 @@ def seen(a: mx.array) -> np.ndarray:
     return np.array(a.view(mx.uint16) if a.dtype == mx.bfloat16 else a, copy=False)
 
 
+def taken(numbers: np.ndarray, dtype: mx.Dtype) -> mx.array:
+    """A copy of what was seen so."""
+    found = mx.array(numbers)
+    return found.view(dtype) if dtype == mx.bfloat16 else found
+
+
 def checksum(first: bytes | memoryview, body: bytes | memoryview, start: int) -> int:
     return zlib.crc32(body, zlib.crc32(first, start))
 
@@ -338,9 +344,7 @@ def value(body: bytes, at: int, part: Part, terms: Terms) -> mx.array | np.ndarr
         short = DTYPES[terms.dtype]
         need(finite(flat.view(NUMPY[short]), short), at, part.what, "NaN or infinity in part", "all of it finite")
     numbers = flat.view(NUMBERS[part.dtype]).reshape(part.shape)
-    if part.what == "payload":
-        return numbers
-    return mx.array(numbers).view(mx.bfloat16) if part.dtype == mx.bfloat16 else mx.array(numbers)
+    return numbers if part.what == "payload" else taken(numbers, part.dtype)
 
 
 def restored(states: States, terms: Terms, unpack: Callable[[np.ndarray, mx.array], mx.array]) -> mx.array:
@@ -364,7 +368,6 @@ def raw(width: int, dtype: str) -> Wire:
         return np.ascontiguousarray(seen(states)).view(np.uint8)
 
     def unpack(payload: np.ndarray, tokens: mx.array) -> mx.array:
-        found = mx.array(payload.view(NUMBERS[real]))
-        return found.view(real) if real == mx.bfloat16 else found
+        return taken(payload.view(NUMBERS[real]), real)
 
     return Wire(pack, unpack, width * real.size)

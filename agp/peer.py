@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2
@@ -40,6 +40,7 @@ from agp.packet import (
     answer,
     opening,
     seen,
+    taken,
     written,
 )
 
@@ -190,7 +191,6 @@ class Remote:
         with self.lock:
             if not self.breaker.lets:
                 return None
-            mx.eval([tail.arrays for tail in tails])  # this host's work is not the peer's
             self.counts.calls += 1
             started = time.perf_counter()
             try:
@@ -316,16 +316,11 @@ class Tail:
         self.at = np.arange(size) if places is None else np.flatnonzero(places[-size:] >= 0)
         self.remote, self.session = remote, session
         self.tokens = mx.array(np.array(tokens, np.int32)[row, self.at])
-        hidden = stream.hidden[row] if places is None else stream.hidden[row, mx.array(self.at)]
-        self.hidden = hidden.reshape(len(self.tokens), -1)
+        self.hidden = seen(stream.hidden)[row, self.at].reshape(len(self.at), -1)
         self.end = stream.end if places is None else int(places.max()) + 1
         self.begin = self.end - len(self.tokens)
         self.shared = {kind: its(kv, row, places) for kind, kv in stream.shared.items()}
         session.back(self.begin)
-
-    @property
-    def arrays(self) -> Any:
-        return self.hidden, list(self.shared.values())
 
     @cached_property
     def numbers(self) -> dict[str, KV]:
@@ -333,7 +328,8 @@ class Tail:
         return {kind: KV._make(map(seen, kv)) for kind, kv in self.shared.items()}
 
     def states(self, number: int, logits: bool) -> States:
-        return States(number, self.begin, self.tokens, self.remote.wire.pack(self.hidden, self.tokens), logits=logits)
+        states = taken(self.hidden, getattr(mx, self.remote.terms.dtype))
+        return States(number, self.begin, self.tokens, self.remote.wire.pack(states, self.tokens), logits=logits)
 
     def prefixes(self, number: int, held: Mapping[str, int]) -> Iterator[Prefix]:
         """All that the peer lacks, lenders that lack the same together."""
@@ -385,17 +381,18 @@ class Rows:
         stream = within(stream, self.remote.config)
         if not steady(stream):
             return None
+        mx.eval(stream.hidden, stream.shared)  # this host's work is not the peer's
         tails = [Tail(self.remote, self.sessions[row], stream, tokens, at) for at, row in enumerate(rows)]
         found = self.remote.asked(tails, logits)
         if found is None:
             return None
-        ids = np.zeros(tokens.shape, int)
-        told = mx.zeros((*ids.shape, self.remote.terms.vocabulary), getattr(mx, self.remote.terms.dtype))
+        ids, told = np.zeros(tokens.shape, int), None
         for row, (tail, (said, _)) in enumerate(zip(tails, found, strict=True)):
             ids[row, tail.at] = np.array(said.tokens)
             if said.logits is not None:
+                told = mx.zeros((*ids.shape, said.logits.shape[-1]), said.logits.dtype) if told is None else told
                 told[row, mx.array(tail.at)] = said.logits
-        return Said(ids, told if logits else None, [cost for _, cost in found])
+        return Said(ids, told, [cost for _, cost in found])
 
     def keep(self, rows: Sequence[int]) -> None:
         self.sessions = [self.sessions[row] for row in rows]

@@ -194,9 +194,13 @@ class Receiver:
                 session.take(packet)
         self.evict(number)
         last = asked[-1]
-        said = self.answer(session, last) if isinstance(last, States) else b""
-        mx.async_eval([layer.arrays for layer in session.layers.values()])  # nobody waits for it
-        return said
+        return self.answer(session, last) if isinstance(last, States) else b""
+
+    def settle(self) -> None:
+        """What was put away last is computed: best when the answer is on its way, for nobody waits for it."""
+        if self.sessions:
+            newest = next(reversed(self.sessions.values()))
+            mx.async_eval([layer.arrays for layer in newest.layers.values()])
 
     def evict(self, number: int) -> None:
         """Whoever was not asked for longest, until there is room; this one itself if it alone is too large."""

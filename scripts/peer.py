@@ -47,8 +47,7 @@ def run(args) -> None:
         host, port = sock.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         print(f"agp peer: {address} takes states of {args.run}: {said(offers)}", file=sys.stderr, flush=True)
-        with Door(Receiver(model, offers), token) as door:
-            server(door.routes()).run(sockets=[sock])
+        server(Door(Receiver(model, offers), token).routes()).run(sockets=[sock])
 
 
 def said(offers: Sequence[Offer]) -> str:

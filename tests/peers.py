@@ -64,15 +64,19 @@ def remote(address: str, family: str = "gemma4", **how) -> Remote:
 def serving(given: Receiver, token: str | None = TOKEN, kind=Door, **how) -> Iterator[str]:
     """Its address."""
     sock = listening("127.0.0.1", 0)
-    with kind(given, token, **how) as door:
-        running = server(door.routes())
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-        finally:
-            running.should_exit = True
-            thread.join()
+    running = server(kind(given, token, **how).routes())
+
+    def work() -> None:
+        running.run(sockets=[sock])
+        mx.clear_streams()  # a thread that ends with streams of its own may end the process
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+    finally:
+        running.should_exit = True
+        thread.join()
 
 
 def request(link: socket.socket) -> str:
@@ -269,7 +273,8 @@ async def echo(request: Request) -> Response:
 
 def main(family: str, host: str, port: str, kind: str = "whole") -> None:
     sock = listening(host, int(port))
-    with sock, Door(receiver(family, {"whole": Receiver, "idle": Idle}[kind]), TOKEN) as door:
+    with sock:
+        door = Door(receiver(family, {"whole": Receiver, "idle": Idle}[kind]), TOKEN)
         print(f"http://{host}:{sock.getsockname()[1]}", flush=True)
         server([*door.routes(), Route("/echo", echo, methods=["POST"])]).run(sockets=[sock])
 

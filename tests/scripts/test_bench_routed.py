@@ -1,9 +1,11 @@
 """`agp bench decode --routed` on a run that lets all go: every way is timed, and lossless says what full depth says."""
 
 import json
+import time
 
 import pytest
 
+from curricula.documents import Prompt
 from scripts import cli
 from scripts.bench import routed
 from tests.scripts.test_routes import lax
@@ -37,6 +39,6 @@ def test_tokens_that_come_together_are_counted_with_the_time_they_took():
         yield from [(1, True), (2, True), (3, False)]
         time.sleep(0.05)  # begins what nobody asks for
 
-    (seconds, tokens, drafted), said = routed.timed(way, Prompt([1], True, 0), 0)
+    (seconds, tokens, drafted), said = routed.timed(way, Prompt("code", "0", (1,), False, {}), 0)
     assert (tokens, said, drafted) == (3, [1, 2, 3], 2 / 3)
     assert 0.05 <= seconds, "not only the time between the first and the last"
