@@ -15,7 +15,7 @@ from agp.audit import Audit
 from agp.beyond import Beyond, Said, within
 from agp.cache import KV
 from agp.choose import Chosen, Proving, chosen
-from agp.follow import Seen, Token, Watch
+from agp.follow import MANY, Seen, Token, Watch
 from agp.generate import Sampler, greedy
 from agp.layers import Place
 from agp.lossless import Lossless
@@ -89,18 +89,19 @@ class Early:
         self.proving = proving
         self.watched = Watch(watch)
 
-    def step(self, counts: np.ndarray) -> list[list[Token]]:
+    def step(self, counts: np.ndarray, left: int = MANY) -> list[list[Token]]:
+        """Nothing is begun before its time: it is all one how many are `left`."""
         replies, rows = self.replies, len(self.replies.texts)
         asked = np.zeros(rows, bool) if self.audit is None else self.audit.drawn(rows)
-        left, ended, away = self.climb(asked)
-        ids, logits = self.chosen(left, ended, away, counts)
+        leaving, ended, away = self.climb(asked)
+        ids, logits = self.chosen(leaving, ended, away, counts)
         if self.audit is not None:
-            self.compare(ids, left, np.flatnonzero(asked), counts)
+            self.compare(ids, leaving, np.flatnonzero(asked), counts)
         replies.say(ids[:, None].tolist())
         last, found = replies.model.config.num_layers - 1, []
         costs = {} if away.said is None else dict(zip(away.rows, away.said.costs, strict=True))
         for at, id in enumerate(ids.tolist()):
-            block, seen = (last, None) if at in ended or at in away.rows else left[at][:2]
+            block, seen = (last, None) if at in ended or at in away.rows else leaving[at][:2]
             found.append([Token(at, id, block, logits.get(at), seen, self.watched.of(at), away=costs.get(at))])
         return found
 
@@ -189,10 +190,10 @@ class Watched:
         assert self.early.audit is not None
         return self.early.audit.broken
 
-    def step(self, counts: np.ndarray) -> list[list[Token]]:
+    def step(self, counts: np.ndarray, left: int = MANY) -> list[list[Token]]:
         if not self.broken:
             return self.early.step(counts)
-        return [[token._replace(fallen=True) for token in row] for row in self.lossless.step(counts)]
+        return [[token._replace(fallen=True) for token in row] for row in self.lossless.step(counts, left)]
 
     def keep(self, rows: Sequence[int]) -> None:
         self.early.keep(rows)

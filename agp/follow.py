@@ -12,6 +12,8 @@ from agp.generate import Sampler, greedy
 from agp.replies import Replies
 from agp.sites import At, Fn, Site, plain, record
 
+MANY = 1 << 30
+
 
 class Seen(NamedTuple):
     """What was said of all that were asked at a tap, and which of them it is."""
@@ -37,8 +39,9 @@ class Way(Protocol):
 
     replies: Replies
 
-    def step(self, counts: np.ndarray) -> list[list[Token]]:
-        """One or more tokens of each row; `counts` says to the sampler which draw the first of each is."""
+    def step(self, counts: np.ndarray, left: int = MANY) -> list[list[Token]]:
+        """One or more tokens of each row; `counts` says to the sampler which draw the first of each is. No row goes on
+        for more than the tokens `left`: what would come after them is not begun."""
         ...
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -71,11 +74,10 @@ class Full:
         self.normed: mx.array | None = None  # likewise
         self.ahead: Begun | None = None
 
-    def step(self, counts: np.ndarray, *, last: bool = False) -> list[list[Token]]:
-        """After the `last` one others go on, so that none is begun."""
+    def step(self, counts: np.ndarray, left: int = MANY) -> list[list[Token]]:
         replies, model = self.replies, self.replies.model
         now = self.ahead or self.begun(replies.current, counts)
-        room = not last and replies.where.shape[1] < model.config.max_position_embeddings
+        room = left > 1 and replies.where.shape[1] < model.config.max_position_embeddings
         self.ahead = self.begun(now.ids[:, None], counts + 1) if room else None
         ids, last = np.array(now.ids).tolist(), model.config.num_layers - 1
         replies.say([[id] for id in ids])
@@ -121,7 +123,7 @@ def follow(way: Way, *, max_tokens: int, stop: Collection[int] = ()) -> Iterator
     counts, rows = np.zeros(len(limits), int), np.arange(len(limits))
     while len(rows):
         going, started = [], time.perf_counter()
-        told = way.step(counts[rows])
+        told = way.step(counts[rows], int((limits - counts)[rows].max()))
         spent = time.perf_counter() - started
         for at, tokens in enumerate(told):
             row = rows[at]

@@ -15,7 +15,7 @@ import numpy as np
 
 from agp.beyond import Beyond, Cost, within
 from agp.choose import Proving, chosen, drawn
-from agp.follow import Full, Seen, Token, Watch
+from agp.follow import MANY, Full, Seen, Token, Watch
 from agp.generate import Sampler, greedy
 from agp.models.decoder import Stream
 from agp.pace import Pace
@@ -159,21 +159,22 @@ class Lossless:
         assert watch is None or watch > drafter.tap, "only what all positions pass together is watched"
         self.full = Full(replies, sampler, watch=watch, tap=drafter.tap)
 
-    def step(self, counts: np.ndarray) -> list[list[Token]]:
+    def step(self, counts: np.ndarray, left: int = MANY) -> list[list[Token]]:
+        most = min(self.most, left - 1)
         if self.pace is None:
-            return self.drafted(counts, self.most)
-        started, drafting = time.perf_counter(), self.pace.drafts()
+            return self.drafted(counts, most)
+        started, drafting = time.perf_counter(), most > 0 and self.pace.drafts()
         if drafting and self.full.ahead is not None:
-            return self.plain(counts, last=True)
+            return self.plain(counts, 1)
         if drafting or self.beyond is not None:
-            found = self.drafted(counts, self.most if drafting else 0)
+            found = self.drafted(counts, most if drafting else 0)
         else:
-            found = self.plain(counts)
+            found = self.plain(counts, left)
         self.pace.took(drafting, time.perf_counter() - started, sum(map(len, found)) / len(found))
         return found
 
-    def plain(self, counts: np.ndarray, last: bool = False) -> list[list[Token]]:
-        found = self.full.step(counts, last=last)
+    def plain(self, counts: np.ndarray, left: int) -> list[list[Token]]:
+        found = self.full.step(counts, left)
         assert self.full.state is not None
         self.drafter.accept(self.full.state, np.ones((len(found), 1), bool))
         if self.proposer is not None:

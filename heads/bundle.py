@@ -205,7 +205,10 @@ class Drafter:
         return mx.concatenate([self.known, flat(states)], axis=1)[rows, mx.array(np.array(at))]
 
     def accept(self, states: mx.array, stay: np.ndarray) -> None:
-        self.known = self.last(states, stay, [[stay.shape[1]]] * len(stay))[:, 0]
+        if self.known is not None and stay.all():  # as after every step without drafts
+            self.known = mx.concatenate([self.known, flat(states)], axis=1)[:, 1 - self.bundle.window :]
+        else:
+            self.known = self.last(states, stay, [[stay.shape[1]]] * len(stay))[:, 0]
 
     def keep(self, rows: Sequence[int]) -> None:
         if self.known is not None:  # or it was never asked

@@ -112,6 +112,28 @@ def test_side_by_side_at_full_depth_rows_are_as_alone(family, rows):
     assert said(way, rows, 20) == [alone(model, prompt, 20) for prompt in PROMPTS[:rows]]
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_what_nobody_will_hear_is_not_begun(rows, monkeypatch):
+    """Full depth makes a pass a token, and drafts are no more than are left."""
+    model, ran = toy("gemma4"), []
+    replies = Replies.begun(model, PROMPTS[:rows])
+    run = replies.run
+    monkeypatch.setattr(replies, "run", lambda *of, **how: ran.append(of) or run(*of, **how))
+    assert [len(text) for text in said(Full(replies), rows, 11)] == [11] * rows and len(ran) == 11
+    for pace in (None, Turns()):
+        way = Lossless(Replies.begun(model, PROMPTS[:rows]), Lens(model, 2), most=4, pace=pace)
+        step, widest = way.step, []
+
+        def watched(counts, left, step=step, widest=widest):
+            told = step(counts, left)
+            widest.append(left - max(map(len, told)))
+            return told
+
+        monkeypatch.setattr(way, "step", watched)
+        assert [len(text) for text in said(way, rows, 11)] == [11] * rows and min(widest) == 0
+        assert way.full.ahead is None
+
+
 @BOTH
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("least", [0.3, 1e9])
@@ -178,7 +200,7 @@ class Turns:
     def __init__(self):
         self.step = 0
 
-    def text(self):
+    def text(self, drawn):
         return self
 
     def drafts(self):

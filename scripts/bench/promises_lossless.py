@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from agp.beyond import Beyond
-from agp.follow import Token, Way, follow
+from agp.follow import MANY, Token, Way, follow
 from agp.generate import chance, generate, greedy, make_sampler
 from agp.models.decoder import Decoder
 from agp.pace import Pace, Text
@@ -124,8 +124,8 @@ class Numbered:
     def __init__(self, way: Way, numbers: Sequence[int]):
         self.way, self.replies, self.numbers = way, way.replies, list(numbers)
 
-    def step(self, counts: np.ndarray) -> list[list[Token]]:
-        return self.way.step(numbered(self.numbers, counts.tolist()))
+    def step(self, counts: np.ndarray, left: int = MANY) -> list[list[Token]]:
+        return self.way.step(numbered(self.numbers, counts.tolist()), left)
 
     def keep(self, rows: Sequence[int]) -> None:
         self.numbers = [self.numbers[row] for row in rows]

@@ -86,7 +86,8 @@ class Group:
         if not self.rows:
             return
         started = time.perf_counter()
-        told = self.way.step(numbered([of.number for of in self.rows], [of.count for of in self.rows]))
+        left = max(reply.limit - reply.count for reply in self.rows)
+        told = self.way.step(numbered([of.number for of in self.rows], [of.count for of in self.rows]), left)
         spent = time.perf_counter() - started
         sending: list[tuple[Reply, list[Piece]]] = []
         for reply, tokens in zip(self.rows, told, strict=True):
