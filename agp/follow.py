@@ -12,7 +12,7 @@ from agp.generate import Sampler, greedy
 from agp.replies import Replies
 from agp.sites import At, Fn, Site, plain, record
 
-MANY = 1 << 30
+MANY = 1 << 30  # tokens: as good as without an end
 
 
 class Seen(NamedTuple):
