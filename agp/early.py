@@ -93,21 +93,21 @@ class Early:
         """Nothing is begun before its time: it is all one how many are `left`."""
         replies, rows = self.replies, len(self.replies.texts)
         asked = np.zeros(rows, bool) if self.audit is None else self.audit.drawn(rows)
-        leaving, ended, away = self.climb(asked)
-        ids, logits = self.chosen(leaving, ended, away, counts)
+        let, ended, away = self.climb(asked)
+        ids, logits = self.chosen(let, ended, away, counts)
         if self.audit is not None:
-            self.compare(ids, leaving, np.flatnonzero(asked), counts)
+            self.compare(ids, let, np.flatnonzero(asked), counts)
         replies.say(ids[:, None].tolist())
         last, found = replies.model.config.num_layers - 1, []
         costs = {} if away.said is None else dict(zip(away.rows, away.said.costs, strict=True))
         for at, id in enumerate(ids.tolist()):
-            block, seen = (last, None) if at in ended or at in away.rows else leaving[at][:2]
+            block, seen = (last, None) if at in ended or at in away.rows else let[at][:2]
             found.append([Token(at, id, block, logits.get(at), seen, self.watched.of(at), away=costs.get(at))])
         return found
 
-    def chosen(self, left: Mapping[int, Let], ended: dict[int, mx.array], away: Away, counts: np.ndarray):
+    def chosen(self, let: Mapping[int, Let], ended: dict[int, mx.array], away: Away, counts: np.ndarray):
         """The token of each row, and where that is known here what it was chosen from."""
-        reads = {at: leaving.read for at, leaving in left.items() if at not in away.rows} | ended
+        reads = {at: leaving.read for at, leaving in let.items() if at not in away.rows} | ended
         ids, logits, here = np.zeros(len(counts), int), {}, sorted(reads)
         if here:
             found = self.say([reads[at] for at in here], counts[here])
@@ -126,7 +126,7 @@ class Early:
 
     def climb(self, asked: np.ndarray) -> tuple[dict[int, Let], dict[int, mx.array], Away]:
         """Who may leave, by row; what is read, 1 D, of those that went to full depth; and who did so elsewhere."""
-        model, router, left = self.replies.model, self.router, {}
+        model, router, let = self.replies.model, self.router, {}
         rows, states, below = np.arange(len(asked)), [], router.taps[0] + 1
         watched = self.watched.begun(rows)
         stream = self.replies.run(self.replies.current, below, visit=watched.visit)
@@ -138,10 +138,10 @@ class Early:
                 continue
             leaves = np.array(told.leaves)[:, 0]
             for at in np.flatnonzero(leaves).tolist():
-                left.setdefault(int(rows[at]), Let(tap, Seen(told.seen, (at, 0)), told.read[at]))
+                let.setdefault(int(rows[at]), Let(tap, Seen(told.seen, (at, 0)), told.read[at]))
             going = np.flatnonzero(~leaves | asked[rows]).tolist()
             if not going:
-                return left, {}, Away([], None)
+                return let, {}, Away([], None)
             if len(going) < len(rows):
                 rows, at = rows[going], mx.array(going)
                 watched.rows = rows
@@ -151,17 +151,17 @@ class Early:
             stream, tokens = within(stream, model.config), self.replies.current[mx.array(rows)]
             said = self.beyond(stream, tokens, rows.tolist(), logits=self.sampler is not greedy)
             if said is not None:
-                return left, {}, Away(rows.tolist(), said)
+                return let, {}, Away(rows.tolist(), said)
         normed = model.normed(model.blocks(stream, start=below, visit=watched.visit).hidden)
-        return left, {int(row): normed[at] for at, row in enumerate(rows)}, Away([], None)
+        return let, {int(row): normed[at] for at, row in enumerate(rows)}, Away([], None)
 
-    def compare(self, ids: np.ndarray, left: Mapping[int, Let], asked: np.ndarray, counts: np.ndarray) -> None:
+    def compare(self, ids: np.ndarray, let: Mapping[int, Let], asked: np.ndarray, counts: np.ndarray) -> None:
         assert self.audit is not None
-        early = [at for at in asked.tolist() if at in left]
+        early = [at for at in asked.tolist() if at in let]
         for _ in range(len(asked) - len(early)):
             self.audit.told(False)
         if early:
-            found = self.say([left[at].read for at in early], counts[early])
+            found = self.say([let[at].read for at in early], counts[early])
             for differs in found.ids[:, 0] != ids[early]:
                 self.audit.told(bool(differs))
 

@@ -40,8 +40,8 @@ class Way(Protocol):
     replies: Replies
 
     def step(self, counts: np.ndarray, left: int = MANY) -> list[list[Token]]:
-        """One or more tokens of each row; `counts` says to the sampler which draw the first of each is. No row goes on
-        for more than the tokens `left`: what would come after them is not begun."""
+        """One or more tokens of each row; `counts` says to the sampler which draw the first of each is. The row that
+        goes on longest has so many tokens `left`: what would come after them is not begun."""
         ...
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -146,12 +146,14 @@ class Lossless:
         pace: Pace | None = None,
         watch: int | None = None,
         proving: Proving | None = None,
+        drawn: bool | None = None,
     ):
         """At most so many drafts at once; by the tap only where it is as sure as `least`, in log-odds. With a `pace`
-        none where they would only cost time. Tokens that are `proving` need no whole head."""
+        none where they would only cost time. Tokens that are `proving` need no whole head. Texts that are
+        `drawn`, those of any sampler unless it is said, are paced apart."""
         self.replies, self.drafter, self.sampler, self.proposer = replies, drafter, sampler, proposer
         self.most, self.least, self.watched, self.beyond, self.proving = most, least, Watch(watch), beyond, proving
-        self.pace = None if pace is None else pace.text(drawn=sampler is not greedy)
+        self.pace = None if pace is None else pace.text(sampler is not greedy if drawn is None else drawn)
         if beyond is not None and not beyond.same:
             raise ValueError(
                 "lossless says what this host would, and the peer answers by another regime; give it one of the same"
@@ -170,7 +172,8 @@ class Lossless:
             found = self.drafted(counts, most if drafting else 0)
         else:
             found = self.plain(counts, left)
-        self.pace.took(drafting, time.perf_counter() - started, sum(map(len, found)) / len(found))
+        if left > self.most:  # at the end of a text steps are cut short, and say little
+            self.pace.took(drafting, time.perf_counter() - started, sum(map(len, found)) / len(found))
         return found
 
     def plain(self, counts: np.ndarray, left: int) -> list[list[Token]]:

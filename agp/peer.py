@@ -191,6 +191,7 @@ class Remote:
         with self.lock:
             if not self.breaker.lets:
                 return None
+            mx.eval([(tail.stream.hidden, tail.shared) for tail in tails])  # this host's work is not the peer's
             self.counts.calls += 1
             started = time.perf_counter()
             try:
@@ -316,11 +317,16 @@ class Tail:
         self.at = np.arange(size) if places is None else np.flatnonzero(places[-size:] >= 0)
         self.remote, self.session = remote, session
         self.tokens = mx.array(np.array(tokens, np.int32)[row, self.at])
-        self.hidden = seen(stream.hidden)[row, self.at].reshape(len(self.at), -1)
+        self.stream, self.row = stream, row
         self.end = stream.end if places is None else int(places.max()) + 1
         self.begin = self.end - len(self.tokens)
         self.shared = {kind: its(kv, row, places) for kind, kv in stream.shared.items()}
         session.back(self.begin)
+
+    @cached_property
+    def hidden(self) -> mx.array:
+        """N W; copied where it lies, for a slice of it would have to be waited for."""
+        return taken(seen(self.stream.hidden)[self.row, self.at].reshape(len(self.at), -1), self.stream.hidden.dtype)
 
     @cached_property
     def numbers(self) -> dict[str, KV]:
@@ -328,8 +334,7 @@ class Tail:
         return {kind: KV._make(map(seen, kv)) for kind, kv in self.shared.items()}
 
     def states(self, number: int, logits: bool) -> States:
-        states = taken(self.hidden, getattr(mx, self.remote.terms.dtype))
-        return States(number, self.begin, self.tokens, self.remote.wire.pack(states, self.tokens), logits=logits)
+        return States(number, self.begin, self.tokens, self.remote.wire.pack(self.hidden, self.tokens), logits=logits)
 
     def prefixes(self, number: int, held: Mapping[str, int]) -> Iterator[Prefix]:
         """All that the peer lacks, lenders that lack the same together."""
@@ -381,7 +386,6 @@ class Rows:
         stream = within(stream, self.remote.config)
         if not steady(stream):
             return None
-        mx.eval(stream.hidden, stream.shared)  # this host's work is not the peer's
         tails = [Tail(self.remote, self.sessions[row], stream, tokens, at) for at, row in enumerate(rows)]
         found = self.remote.asked(tails, logits)
         if found is None:

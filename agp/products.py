@@ -7,7 +7,7 @@ which nobody has measured, several rows stay whole.
 """
 
 import threading
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,8 +16,9 @@ from agp import blas
 from agp.fused import CPU, FEW
 
 MOST = FEW if CPU and blas.uncopied() else 0  # rows that are taken in pieces
-HALVED = blas.threads() == 2
-ALONE = FEW if blas.threads() == 1 else 1  # rows that one thread takes in pieces; with another's help more are whole
+THREADS = blas.threads() if MOST else 0  # who has no OpenBLAS cannot ask it
+HALVED = THREADS == 2
+ALONE = FEW if THREADS == 1 else 1  # rows that one thread takes in pieces; where there are more they are faster whole
 SMALL = 1_000_000  # multiplications
 LARGE = 500_000  # numbers of a matrix that is worth a second stream
 LEAST = 16  # rows of a matrix that are worth a call
@@ -26,8 +27,9 @@ LEAST = 16  # rows of a matrix that are worth a call
 class Beside(threading.local):
     """Of every thread the stream that its own one shares work with."""
 
-    def __init__(self):
-        self.stream = mx.new_stream(mx.cpu)
+    @cached_property
+    def stream(self) -> mx.Stream:
+        return mx.new_stream(mx.cpu)
 
 
 beside = Beside()
@@ -49,8 +51,8 @@ def times(x: mx.array, weight: mx.array) -> mx.array:
     rows, (height, width) = x.size // x.shape[-1], weight.shape
     if rows > MOST or not x.dtype == weight.dtype == mx.float32:
         return x @ weight.T
-    if HALVED and height * width >= LARGE:
-        half = height // 2
+    half = height // 2
+    if HALVED and height * width >= LARGE and fits(rows, half, width) and fits(rows, height - half, width):
         other = cut(x, weight[half:], beside.stream)
         return mx.concatenate([cut(x, weight[:half]), other], axis=-1)
     return x @ weight.T if rows > ALONE else cut(x, weight)
@@ -63,6 +65,11 @@ def cut(x: mx.array, weight: mx.array, stream: mx.Stream | None = None) -> mx.ar
     parts = mx.unflatten(weight, 0, (count, -1)).swapaxes(1, 2)
     found = mx.matmul(x.reshape(1, rows, width), parts, stream=stream)
     return found.swapaxes(0, 1).reshape(*x.shape[:-1], height)
+
+
+def fits(rows: int, height: int, width: int) -> bool:
+    """Whether no call of it is so large that OpenBLAS would use both threads."""
+    return rows * height * width <= SMALL or pieces(rows, height, width) > 1
 
 
 @lru_cache

@@ -130,13 +130,14 @@ def way(
     """
     if mode == "full":
         return Full(replies, sampler)
-    heads = given.heads
+    heads, likeliest = given.heads, likeliest or (lambda: sampler is greedy)
     named = heads.named if watching else None
     above = named if named is not None and named > heads.taps[0] else None
     drafter, proposer = bundle.Drafter(heads), proposing(given.assistant, replies, given.known)
     how = {"proposer": proposer, "most": MOST, "least": LEAST, "pace": pace or Pace(), "watch": above}
+    how["drawn"] = not likeliest()
     if given.small is not None:
-        how["proving"] = Proving(given.small, heads.decoder, likeliest or (lambda: sampler is greedy))
+        how["proving"] = Proving(given.small, heads.decoder, likeliest)
     near = beyond and beyond(drafter.tap)
     if mode != "lossless" and near and not near.same:
         near = None  # what early falls back to says what this host would

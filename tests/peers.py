@@ -67,8 +67,10 @@ def serving(given: Receiver, token: str | None = TOKEN, kind=Door, **how) -> Ite
     running = server(kind(given, token, **how).routes())
 
     def work() -> None:
-        running.run(sockets=[sock])
-        mx.clear_streams()  # a thread that ends with streams of its own may end the process
+        try:
+            running.run(sockets=[sock])
+        finally:
+            mx.clear_streams()  # a thread that ends with streams of its own may end the process
 
     thread = threading.Thread(target=work)
     thread.start()

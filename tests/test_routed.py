@@ -122,16 +122,21 @@ def test_what_nobody_will_hear_is_not_begun(rows, monkeypatch):
     assert [len(text) for text in said(Full(replies), rows, 11)] == [11] * rows and len(ran) == 11
     for pace in (None, Turns()):
         way = Lossless(Replies.begun(model, PROMPTS[:rows]), Lens(model, 2), most=4, pace=pace)
-        step, widest = way.step, []
+        step, judged, room = way.step, way.judged, []
 
-        def watched(counts, left, step=step, widest=widest):
-            told = step(counts, left)
-            widest.append(left - max(map(len, told)))
-            return told
+        def watched(counts, left, step=step, room=room):
+            room.append([left])
+            return step(counts, left)
+
+        def seen(done, draws, judged=judged, room=room):
+            room[-1].append(done.there.sum(1).max())
+            return judged(done, draws)
 
         monkeypatch.setattr(way, "step", watched)
-        assert [len(text) for text in said(way, rows, 11)] == [11] * rows and min(widest) == 0
-        assert way.full.ahead is None
+        monkeypatch.setattr(way, "judged", seen)
+        assert [len(text) for text in said(way, rows, 11)] == [11] * rows and way.full.ahead is None
+        wide = [(left, *positions) for left, *positions in room if positions]
+        assert all(positions <= left for left, positions in wide) and max(positions for _, positions in wide) == 5
 
 
 @BOTH

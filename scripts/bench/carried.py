@@ -30,7 +30,7 @@ from scripts.bench.export_real import random_bundle
 from scripts.bench.mission import LARGE
 from scripts.bench.passes import Pass, Recorded
 from scripts.bench.promises_lossless import Drafting
-from scripts.bench.routed import asked, sampler
+from scripts.bench.routed import MOST_TOKENS, asked, sampler
 from scripts.routes import MOST, RATE, opened, way
 
 COMMAND = "agp bench carry"
@@ -95,7 +95,7 @@ def answered(given, seen: Recorded, mode: str, risk: float | None, prompt: Promp
     audit, pace = None if risk is None else Audit(risk, RATE, n), Drafting() if mode == "lossless" else Pace()
     going = way(given, mode, replies, sampler(prompt, n), audit=audit, pace=pace, watching=False)
     seen.passes.clear()
-    tokens = sum(1 for _ in follow(going, max_tokens=24, stop=stop))
+    tokens = sum(1 for _ in follow(going, max_tokens=MOST_TOKENS, stop=stop))
     return tokens, list(seen.passes)
 
 

@@ -131,7 +131,7 @@ def routed(given: Opened, mode: str, risk: float, stop: set[int]) -> Way:
 
 
 def theirs(model: Decoder, stop: set[int]) -> Way:
-    """mlx-lm's own loop over the very same arrays."""
+    """mlx-lm's own loop over the very same arrays, which begins one pass after the last token."""
     config: Any = model.config
     kinds = list(config.layer_types)
     facts = {name: getattr(config, name) for name in SAME} | {"layer_types": kinds}

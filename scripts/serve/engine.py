@@ -118,6 +118,7 @@ class Engine:
                 self.alive = False
             self.end()
             self.ways.close()
+            mx.clear_streams()  # a thread that ends with streams of its own may end the process
 
     def opened(self) -> Served:
         loaded, heads, known, assistant, small, peers = self.open()

@@ -36,7 +36,8 @@ class TooLong(Exception):
 
 class Door:
     """One question is worked on at a time, and whoever comes meanwhile waits: handing it to another thread would take
-    a fifth of the time in which an empty request is answered, and the model could do no more."""
+    a fifth of the time in which an empty request is answered, and the model could do no more. What others are sending
+    waits too, beyond what their connection holds."""
 
     def __init__(self, receiver: Receiver, token: str | None, *, seconds: float = SECONDS, longest: int = LONGEST):
         self.receiver, self.seconds, self.longest = receiver, seconds, longest

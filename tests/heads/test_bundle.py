@@ -145,6 +145,18 @@ def test_a_drafter_minds_only_what_is_there():
     assert mx.array_equal(both[:1], alone) and not mx.array_equal(both[0], both[1])
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_drafter_whose_places_all_stay_minds_what_one_that_looks_for_them_minds(size):
+    given, _ = loaded()
+    drafter, states = Drafter(given), mx.random.normal((2, 9, given.decoder.config.hidden_size))
+    stay = np.ones((2, size), bool)
+    for at in range(0, 9, size):
+        now = states[:, at : at + size]
+        wanted = drafter.last(now, stay, [[size]] * 2)[:, 0]
+        drafter.accept(now, stay)
+        assert mx.array_equal(drafter.known, wanted)
+
+
 def stream(batch, n: int, size: int) -> Stream:
     """At some positions that end with one, with all up to it."""
     after = batch.chosen.shape[1] - 1 - n

@@ -93,7 +93,8 @@ class Handler(BaseHTTPRequestHandler):
             self.whole(401, {"error": {"message": "the token is missing, or is another"}})
         elif self.path == "/v1/models":
             self.whole(
-                200, {"data": [{"id": "tiny", "object": "model"} | ({"agp": HEADS} if self.stand.heads else {})]}
+                200,
+                {"data": [{"id": "tiny", "object": "model"} | {"agp": HEADS if self.stand.heads else {"tokens": 100}}]},
             )
         elif self.path in FILES:
             name, kind = FILES[self.path]

@@ -169,8 +169,8 @@ def test_who_comes_while_the_model_works_is_answered_after_it():
         with socket.create_connection(("127.0.0.1", int(address.split(":")[2]))) as working:
             working.sendall(head("/v1/finish", "content-length: 1") + b"x")
             time.sleep(0.1)
-            assert client.post("/v1/open", content=b"").status_code == 401
-            assert working.recv(100).startswith(b"HTTP/1.1 400 ") and done == [b"x"]
+            assert client.post("/v1/open", content=b"").status_code == 401 and done == [b"x"]
+            assert working.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
 def test_what_is_kept_is_computed_when_the_answer_is_on_its_way():
@@ -183,6 +183,7 @@ def test_what_is_kept_is_computed_when_the_answer_is_on_its_way():
             return said
 
         def settle(self):
+            time.sleep(0.3)
             super().settle()
             told.append("settled")
 
@@ -191,7 +192,8 @@ def test_what_is_kept_is_computed_when_the_answer_is_on_its_way():
     with serving(receiver(kind=Telling)) as address, httpx2.Client(base_url=address, trust_env=False) as client:
         for path, body in (("open", hello), ("finish", question), ("finish", question)):
             assert client.post(f"/v1/{path}", content=body, headers=HEADERS).status_code == 200
-    assert told == ["settled", *2 * ["answered", "settled"]], "and before the next question is read"
+            told.append("heard")
+    assert told == ["heard", "settled", *2 * ["answered", "heard", "settled"]], "and before the next question is read"
 
 
 class Watched(Receiver):

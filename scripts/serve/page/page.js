@@ -369,7 +369,7 @@ async function begin() {
   Object.assign(server, { id: model.id, blocks, exits, modes, risks, peer });
   $("about").textContent = joined([model.id, blocks && many(blocks, "block"), peer && "with a peer"]);
   if (tokens) $("most").max = tokens;
-  if (tokens) $("most").value = Math.min($("most").value, tokens);
+  if (tokens && $("most").value > tokens) $("most").value = tokens;
   $("mode").replaceChildren(...modes.map((mode) => make("option", { value: mode }, named(mode))));
   $("mode").value = ["early", "lossless", "full"].find((mode) => modes.includes(mode)) ?? "";
   $("risk").replaceChildren(...risks.map((risk) => make("option", { value: risk }, `${risk}`)));
