@@ -41,8 +41,8 @@ def test_what_is_recorded_is_what_was_run_and_changes_nothing(mode, tmp_path):
     last = given.heads.decoder.config.num_layers - 1
     passes = {what: [of.positions for of in seen.passes if of.what == what] for what in Parts._fields}
     passes["below"] = passes["below"][1:]  # the prompt
-    if mode == "full":  # which has begun one more
-        assert passes == {"below": [1] * 21, "above": [1] * 21, "head": [1] * 21, "look": []}
+    if mode == "full":
+        assert passes == {"below": [1] * 20, "above": [1] * 20, "head": [1] * 20, "look": []}
     if mode == "early":
         assert passes["below"] == passes["look"] == passes["head"] == [1] * 20 and passes["above"] == []
     if mode == "lossless":
