@@ -172,7 +172,7 @@ class Lossless:
             found = self.drafted(counts, most if drafting else 0)
         else:
             found = self.plain(counts, left)
-        if left > self.most:  # at the end of a text steps are cut short, and say little
+        if left > 1:  # the last one begins nothing, and says nothing of what a step takes
             self.pace.took(drafting, time.perf_counter() - started, sum(map(len, found)) / len(found))
         return found
 

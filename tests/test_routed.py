@@ -16,6 +16,7 @@ from agp.early import Early, Watched
 from agp.follow import Full, follow
 from agp.generate import generate, greedy, make_sampler
 from agp.lossless import Drafted, Lossless
+from agp.pace import Pace, Text
 from agp.replies import Replies
 from tests import toys
 from tests.toys import text
@@ -137,6 +138,16 @@ def test_what_nobody_will_hear_is_not_begun(rows, monkeypatch):
         assert [len(text) for text in said(way, rows, 11)] == [11] * rows and way.full.ahead is None
         wide = [(left, *positions) for left, *positions in room if positions]
         assert all(positions <= left for left, positions in wide) and max(positions for _, positions in wide) == 5
+
+
+def test_short_texts_too_say_what_their_steps_took(monkeypatch):
+    """All but a last one without drafts: else who asks for a few tokens at a time would draft for ever."""
+    model, pace, told = toy("gemma4"), Pace(), []
+    took = Text.took
+    monkeypatch.setattr(Text, "took", lambda text, *of: told.append(of[0]) or took(text, *of))
+    for prompt in PROMPTS * 4:
+        said(Lossless(Replies.begun(model, [prompt]), Lens(model, 2), most=6, pace=pace), 1, 4)
+    assert pace.plain is not None and True in told and False in told
 
 
 @BOTH
